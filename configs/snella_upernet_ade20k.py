@@ -1,0 +1,19 @@
+# SNELLA on ViT-B/16 with UperNet, ADE20K, 512x512, 160k iterations.
+_base_ = __import__("snella_seg").stock(
+    "_base_/datasets/ade20k.py", "_base_/default_runtime.py"
+) + ["./_base_/upernet_vit_b16.py", "./_base_/schedule_snella_160k.py"]
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    backbone=dict(
+        _delete_=True,
+        type="SnellaBackbone",
+        backbone={{_base_.model.backbone}},
+        adapter=dict(rank=32, kernel="mixed", sparsifier="weighted", initial_sparsity=0.0),
+        targets="auto",
+        trainable=["cls_token"],
+    ),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150),
+)
+train_dataloader = dict(batch_size=2)  # on 8 GPUs, as stock

@@ -1,0 +1,141 @@
+"""Competition between matrices: how many weights there are to give, and who gets how many."""
+
+import math
+import operator
+
+import numpy as np
+
+
+def budget_schedule(
+    epoch: int,
+    total_epochs: int,
+    initial_budget: int,
+    target_budget: int,
+    warmup: int = 0,
+    final: int = 0,
+) -> int:
+    """Number of non-zero delta weights in force during one epoch; cubic from initial to target.
+
+    ``V(e) = V1 + (V0 - V1) * (1 - (e - w) / (E - w - f))^3`` for ``w < e <= E - f``, rounded
+    down; ``V0`` for ``e <= w``, ``V1`` for ``e > E - f``. With ``final=1`` the last epoch, E - 1,
+    reaches the target exactly; with ``final=0``, as published, it ends just above.
+
+    Args:
+        epoch: e, from 0.
+        total_epochs: E.
+        initial_budget: V0, in weights.
+        target_budget: V1, in weights.
+        warmup: w, epochs that keep the initial budget.
+        final: f, epochs that keep the target budget.
+
+    Raises:
+        ValueError: on negative values, or when warm-up and final leave no epoch in between.
+    """
+    if total_epochs < 1 or epoch < 0 or warmup < 0 or final < 0:
+        raise ValueError(
+            "total_epochs must be positive and epoch, warmup and final not negative, got "
+            f"total_epochs={total_epochs}, epoch={epoch}, warmup={warmup}, final={final}"
+        )
+    if min(initial_budget, target_budget) < 0:
+        raise ValueError(f"budgets must not be negative, got {initial_budget}, {target_budget}")
+    span = total_epochs - warmup - final
+    if span < 1:
+        raise ValueError(
+            f"the schedule of {total_epochs} epochs is shorter than its warm-up ({warmup}) and "
+            f"final epochs ({final}) together; train longer or lower them"
+        )
+    if epoch <= warmup:
+        return math.floor(initial_budget)
+    if epoch > total_epochs - final:
+        return math.floor(target_budget)
+    left = total_epochs - final - epoch
+    return math.floor(target_budget + (initial_budget - target_budget) * left**3 / span**3)
+
+
+def allocate_budget(scores, sizes, budget: int, min_density: float = 0.0) -> np.ndarray:
+    """Share a budget of weights among matrices in proportion to their scores, by water-filling.
+
+    ``v_l = min(size_l, lambda * score_l)`` with lambda such that the v_l sum to the budget; whole
+    numbers by largest remainder. Scores that are NaN count as 0, infinite ones as very large.
+    Matrices with score 0 get weights only when all others are full, in proportion to their size.
+
+    Args:
+        scores: importance of each matrix, shape (L,), not negative.
+        sizes: number of weights of each matrix, shape (L,), positive whole numbers.
+        budget: number of weights to give, 0 <= budget <= sum(sizes).
+        min_density: share of its weights that each matrix gets at least, in [0, 1], so that a
+            starved one can win weights back; lowered evenly where the budget cannot pay for it.
+            0 is the published behaviour.
+
+    Returns:
+        int64 array of shape (L,) that sums to the budget, with 0 <= v_l <= size_l.
+
+    Raises:
+        ValueError: on shapes that do not match, negative scores, sizes below 1, a budget that is
+            no whole number or is out of range, or a min_density outside [0, 1].
+    """
+    scores, sizes, budget = _check_allocation(scores, sizes, budget, min_density)
+    floors = np.ceil(min_density * sizes).astype(np.int64)
+    if floors.sum() > budget:
+        floors = _fill(sizes.astype(float), np.zeros_like(sizes), sizes, budget)
+    scored = scores > 0
+    room_scored = int(sizes[scored].sum()) + int(floors[~scored].sum())
+    shares = floors.copy()
+    if budget <= room_scored:
+        rest = budget - int(floors[~scored].sum())
+        shares[scored] = _fill(scores[scored], floors[scored], sizes[scored], rest)
+    else:
+        shares[scored] = sizes[scored]
+        rest = budget - int(sizes[scored].sum())
+        unscored = sizes[~scored]
+        shares[~scored] = _fill(unscored.astype(float), floors[~scored], unscored, rest)
+    return shares
+
+
+def _check_allocation(scores, sizes, budget, min_density):
+    scores = np.asarray(scores, dtype=np.float64)
+    raw_sizes = np.asarray(sizes)
+    sizes = raw_sizes.astype(np.int64)
+    if scores.ndim != 1 or scores.shape != sizes.shape or scores.size == 0:
+        raise ValueError(
+            "scores and sizes must be two lists of the same length, at least 1, got shapes "
+            f"{scores.shape} and {sizes.shape}"
+        )
+    if (sizes != raw_sizes).any() or (sizes < 1).any():
+        raise ValueError(f"sizes must be positive whole numbers, got {raw_sizes.tolist()}")
+    if (scores < 0).any():
+        raise ValueError(f"scores must not be negative, got a minimum of {np.nanmin(scores)}")
+    try:
+        budget = operator.index(budget)
+    except TypeError:
+        raise ValueError(f"budget must be a whole number, got {budget!r}") from None
+    if not 0 <= budget <= sizes.sum():
+        raise ValueError(f"budget must lie in [0, {sizes.sum()}], the sum of sizes, got {budget}")
+    if not 0.0 <= min_density <= 1.0:
+        raise ValueError(f"min_density must lie in [0, 1], got {min_density}")
+    finite = scores[np.isfinite(scores)]
+    top = finite.max(initial=0.0) or 1.0
+    scores = np.nan_to_num(scores / top, nan=0.0, posinf=2.0**40)
+    scores[scores < 1e-200] = 0.0  # beyond what the water level can resolve
+    return scores, sizes, budget
+
+
+def _fill(scores, floors, caps, budget: int) -> np.ndarray:
+    """Whole numbers ``clip(lambda * score, floor, cap)`` summing to budget; all scores positive."""
+    if scores.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    # The sum grows piecewise linearly with lambda: find the piece, then interpolate.
+    knots = np.unique(np.concatenate([[0.0], floors / scores, caps / scores]))
+    totals = np.array([np.clip(knot * scores, floors, caps).sum() for knot in knots])
+    level = np.interp(budget, totals, knots)
+    wanted = np.clip(level * scores, floors, caps)
+    shares = np.floor(wanted).astype(np.int64)
+    order = np.argsort(shares - wanted, kind="stable")  # largest remainder first
+    rest = budget - int(shares.sum())
+    while rest:
+        step = 1 if rest > 0 else -1
+        room = shares < caps if step > 0 else shares > floors
+        takers = order[room[order]][:: step][: abs(rest)]
+        shares[takers] += step
+        rest -= step * len(takers)
+    return shares

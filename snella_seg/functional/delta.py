@@ -1,0 +1,39 @@
+"""From factors to the sparse weight change of one matrix."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .kernels import KERNELS
+from .sparsify import apply_threshold, quantile_threshold
+
+
+@dataclass(frozen=True)
+class DeltaRule:
+    """How a delta is made: ``delta = sparsify(kernel(P, Q, *scalars), sparsity, sparsifier)``.
+
+    Args:
+        kernel: a name in :data:`snella_seg.functional.kernels.KERNELS`.
+        sparsifier: ``'weighted'``, ``'soft'`` or ``'hard'``.
+        scale: weight of each head of the distance kernel.
+    """
+
+    kernel: str = "mixed"
+    sparsifier: str = "weighted"
+    scale: float = 0.1
+
+    def __call__(
+        self, params: tuple[Tensor, ...], sparsity: float, threshold: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the delta (out, in) and the threshold that was used.
+
+        Args:
+            params: in_factors, out_factors and the scalars of the kernel, in its order.
+            sparsity: in [0, 1]; 1 stands for a starved matrix, whose delta is zero.
+            threshold: reuse this one instead of looking for it (when recomputing).
+        """
+        kernel, _ = KERNELS[self.kernel]
+        dense = kernel(*params, scale=self.scale)
+        if threshold is None:
+            threshold = quantile_threshold(dense, sparsity)
+        return apply_threshold(dense, threshold, self.sparsifier), threshold

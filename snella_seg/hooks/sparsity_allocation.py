@@ -1,0 +1,257 @@
+"""Lets matrices compete for the budget while training runs."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+
+from ..functional import allocate_budget, budget_schedule
+from ..summary import sparsity_by_kind, summarize
+from ..tracking import ImportanceTracker
+
+HISTORY = "sparsity_history.jsonl"
+
+
+@HOOKS.register_module()
+class SparsityAllocationHook(Hook):
+    """Once per epoch, shares the scheduled number of non-zero delta weights among all matrices.
+
+    Importances are taken just before each optimizer step, where gradients are unscaled, summed
+    over accumulation and reduced over ranks. The budget falls from what the adapters start with
+    to ``1 - target_sparsity`` of all weights, on a cubic curve
+    (:func:`snella_seg.functional.budget_schedule`), and is split by
+    :func:`snella_seg.functional.allocate_budget`.
+
+    An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
+    travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
+    dir, and a scalar (``snella/budget``, ``snella/sparsity_<kind>``) for the visualizer.
+
+    Args:
+        target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
+        interval: iterations between reallocations; None for one epoch.
+        warmup_epochs: intervals that keep the initial budget.
+        final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
+            the published schedule, which ends just above.
+        importance: ``'sensitivity'``, ``'magnitude'`` or ``'frobenius'``, see
+            :class:`snella_seg.tracking.ImportanceTracker`.
+        min_density: share of its weights that every matrix keeps, so that a starved one can win
+            weights back; 0 is the published behaviour.
+        beta1, beta2: decay rates of importance and uncertainty.
+
+    Raises:
+        ValueError: on options out of range, a model without adapters, or a run shorter than
+            warm-up and final epochs.
+        RuntimeError: at the very end of a run that never reallocated.
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float = 0.8,
+        interval: int | None = None,
+        warmup_epochs: int = 0,
+        final_epochs: int = 1,
+        importance: str = "sensitivity",
+        min_density: float = 1e-3,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+    ) -> None:
+        for name, value in (("target_sparsity", target_sparsity), ("min_density", min_density)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        if interval is not None and (interval != int(interval) or interval < 1):
+            raise ValueError(f"interval must be a positive number of iterations, got {interval}")
+        if warmup_epochs < 0 or final_epochs < 0:
+            raise ValueError(
+                f"warmup_epochs and final_epochs must not be negative, got {warmup_epochs} and "
+                f"{final_epochs}"
+            )
+        self.target_sparsity, self.interval = target_sparsity, interval
+        self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
+        self.min_density = min_density
+        self.tracker_options = dict(importance=importance, beta1=beta1, beta2=beta2)
+        self.tracker: ImportanceTracker | None = None
+        self._loaded: dict | None = None
+        self._handles: list = []
+
+    # When
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.tracker = ImportanceTracker(model, **self.tracker_options)
+        self.adapters = list(self.tracker.adapters.values())
+        self.sizes = [adapter.size for adapter in self.adapters]
+        self.period = self.interval or iterations_per_epoch(runner)
+        self.total_epochs = math.ceil(runner.max_iters / self.period)
+        self.initial_budget = sum(adapter.num_nonzero for adapter in self.adapters)
+        self.target_budget = round((1.0 - self.target_sparsity) * sum(self.sizes))
+        self.reallocations = 0
+        if runner.iter > 0:
+            self._restore(runner)
+        self._check_schedule(runner)
+        self._watch_optimizer(runner.optim_wrapper)
+        if is_main_process():
+            _start_history(Path(runner.work_dir), runner.iter)
+        runner.logger.info("SNELLA\n" + summarize(model))
+        if runner.iter == 0:
+            self._record(runner, epoch=0, scores=None)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        done = runner.iter + 1
+        if done % self.period == 0 and done < runner.max_iters:
+            self.reallocate(runner, done // self.period)
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def after_run(self, runner) -> None:
+        if self.tracker is not None and self.reallocations == 0:
+            message = (
+                f"the run of {runner.max_iters} iterations ended without a single reallocation: "
+                f"one takes place every {self.period} iterations. Its sparsities are the initial "
+                "ones. Train longer or set interval of SparsityAllocationHook"
+            )
+            runner.logger.error(message)
+            raise RuntimeError(message)
+
+    # What
+
+    def reallocate(self, runner, epoch: int) -> None:
+        """Let the matrices compete for the budget of ``epoch``."""
+        budget = budget_schedule(
+            epoch,
+            self.total_epochs,
+            self.initial_budget,
+            self.target_budget,
+            self.warmup_epochs,
+            self.final_epochs,
+        )
+        scores = self.tracker.scores()
+        shares = allocate_budget(scores, self.sizes, budget, self.min_density)
+        shares = torch.as_tensor(shares, device=self.adapters[0].sparsity.device)
+        broadcast(shares)  # ranks see the same gradients, but must not differ by a rounding
+        for adapter, count in zip(self.adapters, shares.tolist(), strict=True):
+            adapter.set_num_nonzero(count)
+        self.reallocations += 1
+        self._record(runner, epoch, scores)
+
+    def _check_schedule(self, runner) -> None:
+        if self.total_epochs > 1 or self.warmup_epochs:
+            budget_schedule(
+                0, self.total_epochs, 0, 0, self.warmup_epochs, self.final_epochs
+            )  # raises where nothing is left between warm-up and final epochs
+        else:
+            runner.logger.warning(
+                f"this run of {runner.max_iters} iterations ends before the first reallocation, "
+                f"which is due after {self.period}; set interval of SparsityAllocationHook"
+            )
+
+    def _watch_optimizer(self, optim_wrapper) -> None:
+        """Take in importances before each step of the optimizer that holds the factors."""
+        wrappers = getattr(optim_wrapper, "optim_wrappers", {"": optim_wrapper}).values()
+        watched = {id(factor) for factor in self.tracker.factors}
+        for optimizer in (wrapper.optimizer for wrapper in wrappers):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if watched <= held:
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+                return
+        raise ValueError(
+            "the optimizer does not hold all SNELLA factors; let one optimizer train them"
+        )
+
+    def _before_step(self, optimizer, args, kwargs) -> None:
+        scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale in their step
+        self.tracker.update(1.0 if scale is None else scale)
+
+    # State and records
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self.tracker is not None:
+            checkpoint["snella"] = {
+                "tracker": self.tracker.state_dict(),
+                "initial_budget": self.initial_budget,
+                "reallocations": self.reallocations,
+            }
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._loaded = checkpoint.get("snella")  # used only if this turns out to be a resume
+
+    def _restore(self, runner) -> None:
+        if self._loaded is None:
+            runner.logger.warning(
+                "the resumed checkpoint holds no SNELLA state: importances start from zero"
+            )
+            return
+        self.tracker.load_state_dict(self._loaded["tracker"])
+        self.initial_budget = self._loaded["initial_budget"]
+        self.reallocations = self._loaded["reallocations"]
+        self._loaded = None
+
+    def _record(self, runner, epoch: int, scores: list[float] | None) -> None:
+        """Write the sparsities now in force to the history, the log and the visualizer."""
+        counts = [adapter.num_nonzero for adapter in self.adapters]
+        kinds = sparsity_by_kind(self.tracker.adapters)
+        step = 0 if epoch == 0 else runner.iter + 1
+        scalars = {"snella/budget": sum(counts)}
+        scalars.update({f"snella/sparsity_{kind}": value for kind, value in kinds.items()})
+        runner.message_hub.update_scalars(scalars)
+        runner.visualizer.add_scalars(scalars, step=step)
+        runner.logger.info(
+            f"SNELLA budget of epoch {epoch}: {sum(counts)} of {sum(self.sizes)} delta weights; "
+            + "sparsity "
+            + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
+        )
+        if is_main_process():
+            names = list(self.tracker.adapters)
+            line = {
+                "epoch": epoch,
+                "iter": step,
+                "budget": sum(counts),
+                "nonzero": dict(zip(names, counts, strict=True)),
+                "sparsity": {n: a.current_sparsity() for n, a in self.tracker.adapters.items()},
+                "score": None if scores is None else dict(zip(names, scores, strict=True)),
+            }
+            with open(Path(runner.work_dir) / HISTORY, "a") as history:
+                history.write(json.dumps(line) + "\n")
+
+
+def iterations_per_epoch(runner) -> int:
+    """Iterations of one pass over the training set, whatever the kind of loop.
+
+    Raises:
+        ValueError: when the dataset or batch size is not known; then give ``interval``.
+    """
+    loader = runner.train_dataloader
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return len(loader)
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    try:
+        length = len(loader.dataset)
+    except TypeError:
+        length = 0
+    if not batch_size or not length:
+        raise ValueError(
+            "cannot tell how many iterations make an epoch of this dataset; set interval of "
+            "SparsityAllocationHook"
+        )
+    return math.ceil(length / (batch_size * get_world_size()))
+
+
+def _start_history(work_dir: Path, iteration: int) -> None:
+    """Begin the history anew, keeping an old one aside, or cut it at the point of resuming."""
+    path = work_dir / HISTORY
+    if not path.exists():
+        return
+    if iteration == 0:
+        path.replace(path.with_suffix(".previous.jsonl"))
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["iter"] <= iteration]
+    path.write_text("".join(line + "\n" for line in kept))

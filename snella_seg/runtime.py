@@ -1,0 +1,178 @@
+"""What the tools do around mmengine's Runner: checks, and fitting a config to the machine."""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+
+from .checkpoint import CheckpointError
+
+_REMOTE = ("http://", "https://", "s3://", "modelzoo://", "torchvision://", "open-mmlab://")
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config and merge ``--cfg-options`` into it.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config not found: {path}")
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
+    """Decide the work dir as mmseg does: argument, then config, then the config's name."""
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs") / Path(config_path).stem)
+
+
+def check_file(path: str, what: str) -> None:
+    """Raise FileNotFoundError unless a local file is there; remote addresses are let pass."""
+    if not path.startswith(_REMOTE) and not Path(path).is_file():
+        raise FileNotFoundError(f"{what} not found: {path}")
+
+
+def prepare(cfg: Config) -> None:
+    """Run the function that a config names in ``prepare = 'module:function'``, if it does."""
+    if cfg.get("prepare"):
+        module, _, function = cfg.prepare.partition(":")
+        getattr(importlib.import_module(module), function)(cfg)
+
+
+def check_datasets(cfg: Config, *loaders: str) -> None:
+    """See that the folders of the named dataloaders are there and hold images.
+
+    Raises:
+        FileNotFoundError: naming the folder and how to set it.
+        ValueError: when a folder holds no image of the dataset's suffix.
+    """
+    for loader in loaders:
+        for dataset in _datasets(cfg.get(loader)):
+            root = Path(dataset.get("data_root") or "")
+            hint = f"set {loader}.dataset.data_root (--cfg-options) or prepare the data"
+            for key, folder in dataset["data_prefix"].items():
+                if folder is not None and not (root / folder).is_dir():
+                    raise FileNotFoundError(f"data not found: {root / folder} ({key}); {hint}")
+            if dataset.get("ann_file"):
+                if not (root / dataset["ann_file"]).is_file():
+                    raise FileNotFoundError(f"data not found: {root / dataset['ann_file']}; {hint}")
+                continue
+            images = root / (dataset["data_prefix"].get("img_path") or "")
+            suffix = dataset.get("img_suffix", "")
+            if next(images.rglob(f"*{suffix}"), None) is None:
+                raise ValueError(f"empty dataset: no *{suffix} in {images}; {hint}")
+
+
+def _datasets(node) -> Iterator[dict]:
+    """All configs of image folder datasets within a dataloader's config."""
+    if isinstance(node, dict):
+        if isinstance(node.get("data_prefix"), dict):
+            yield node
+        else:
+            for value in node.values():
+                yield from _datasets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _datasets(value)
+
+
+def fit_to_machine(cfg: Config, launcher: str) -> None:
+    """Change what a config asks for to what this machine and launch mode can do.
+
+    Without a GPU or without several processes SyncBN becomes BN; without a GPU the process group
+    is gloo and mixed precision runs under CPU autocast.
+    """
+    cfg.launcher = launcher
+    gpu = torch.cuda.is_available()
+    if not gpu or launcher == "none":
+        _replace_type(cfg.get("model"), "SyncBN", "BN")
+    if not gpu:
+        if cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper":
+            enable_amp(cfg)
+        if launcher != "none":
+            _use_gloo(cfg, launcher)
+
+
+def _replace_type(node, old: str, new: str) -> None:
+    if isinstance(node, dict):
+        if node.get("type") == old:
+            node["type"] = new
+        for value in node.values():
+            _replace_type(value, old, new)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _replace_type(value, old, new)
+
+
+def _use_gloo(cfg: Config, launcher: str) -> None:
+    """Start the process group here: mmengine's own start needs a GPU per process."""
+    if launcher != "pytorch":
+        raise ValueError(f"without a GPU only --launcher pytorch (torchrun) works, got {launcher}")
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    cfg.setdefault("env_cfg", {}).update(dist_cfg=dict(backend="gloo"))
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel",
+        device_ids=None,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision: fp16 with a dynamic loss scale on a GPU, bf16 on a CPU.
+
+    Raises:
+        ValueError: when the config's optimizer wrapper is one of its own.
+    """
+    wrapper = cfg.optim_wrapper
+    if wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise ValueError(f"--amp needs optim_wrapper.type OptimWrapper, got {wrapper.type}")
+    if torch.cuda.is_available():
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        wrapper.type = "CPUAmpOptimWrapper"
+        wrapper.pop("loss_scale", None)
+        wrapper.pop("dtype", None)
+
+
+def allow_numpy_scalars() -> None:
+    """Let torch's safe loading take the numpy values that mmengine puts into checkpoints."""
+    dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
+    reconstruct = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
+    torch.serialization.add_safe_globals(
+        [*dtypes, np.dtype, np.ndarray, reconstruct._reconstruct, reconstruct.scalar]
+    )
+
+
+def plain_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Let a tool end with one line and exit status 1 on errors that the user can mend.
+
+    SNELLA_TRACEBACK=1 shows where they come from.
+    """
+
+    @functools.wraps(main)
+    def wrapper() -> None:
+        try:
+            main()
+        except (CheckpointError, FileNotFoundError, ImportError, ValueError, TypeError) as error:
+            if os.environ.get("SNELLA_TRACEBACK"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapper
