@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snella_seg.functional import quantile_threshold, sparsify
+
+DELTA = torch.tensor([[1.0, -2.0, 3.0], [-4.0, 5.0, -6.0]], dtype=torch.float64)
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
+    st.floats(0, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_threshold_is_numpys_quantile(values, sparsity):
+    found = quantile_threshold(torch.tensor(values, dtype=torch.float64), sparsity)
+    assert float(found) == pytest.approx(np.quantile(np.abs(values), sparsity), abs=1e-9)
+
+
+def test_the_device_independent_path_agrees():
+    values = torch.randn(501)
+    for sparsity in (0.0, 0.3, 0.77, 1.0):
+        half = quantile_threshold(values.to(torch.bfloat16), sparsity)  # takes kthvalue
+        exact = quantile_threshold(values.to(torch.bfloat16).float(), sparsity)
+        torch.testing.assert_close(half.float(), exact, rtol=1e-2, atol=0)
+
+
+@given(st.integers(2, 300), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_allocated_number_takes_part(size, data):
+    count = data.draw(st.integers(1, size - 1))
+    delta = torch.randperm(size).double() + 1
+    assert int((sparsify(delta, 1 - count / size, "hard") != 0).sum()) == count
+
+
+def test_the_three_forms():
+    # |K| = 1..6: the 0.5-quantile is 3.5
+    kept = torch.tensor([[0, 0, 0], [1, 1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(sparsify(DELTA, 0.5, "hard"), DELTA * kept)
+    torch.testing.assert_close(sparsify(DELTA, 0.5), DELTA * DELTA.abs() * kept)
+    torch.testing.assert_close(sparsify(DELTA, 0.5, "soft"), DELTA * (DELTA.abs() - 3.5) * kept)
+
+
+@pytest.mark.parametrize("mode", ["weighted", "soft", "hard"])
+def test_the_factor_is_constant_in_the_gradient(mode):
+    delta = DELTA.clone().requires_grad_()
+    result = sparsify(delta, 0.5, mode)
+    result.sum().backward()
+    torch.testing.assert_close(delta.grad * DELTA, result.detach())
+
+
+def test_ties_fall_out():
+    assert torch.equal(sparsify(torch.ones(3, 3), 0.5, "hard"), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
+def test_sparsity_out_of_range(sparsity):
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        sparsify(DELTA, sparsity)
+
+
+def test_unknown_mode_names_the_choices():
+    with pytest.raises(ValueError, match="weighted, soft, hard"):
+        sparsify(DELTA, 0.5, "sharp")
