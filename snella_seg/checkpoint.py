@@ -56,14 +56,22 @@ def init_base_weights(backbone: nn.Module) -> None:
     def check(state_dict, prefix, *_):
         check_base(backbone, state_dict, prefix, source)
 
+    def expect_no_adapters(_, incompatible):
+        keys = incompatible.missing_keys
+        keys[:] = [k for k in keys if not is_adapter_key(k)]
+
     CheckpointLoader.register_scheme(_SCHEME, load_from_memory, force=True)
-    handle = backbone._register_load_state_dict_pre_hook(check)
+    handles = [
+        backbone._register_load_state_dict_pre_hook(check),
+        backbone.register_load_state_dict_post_hook(expect_no_adapters),
+    ]
     backbone.init_cfg = {**init_cfg, "checkpoint": _SCHEME + source}
     try:
         backbone.init_weights()
     finally:
         backbone.init_cfg = init_cfg
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         CheckpointLoader._schemes.pop(_SCHEME, None)
 
 

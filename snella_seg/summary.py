@@ -38,7 +38,9 @@ def summarize(model: nn.Module) -> str:
         nonzero = sum(a.num_nonzero for a in group)
         learnable = sum(p.numel() for a in group for p in a.parameters())
         share = f" ({nonzero / weights:.1%})" if weights else ""
-        rows.append((kind, f"{len(group)}", f"{weights:,}", f"{learnable:,}", f"{nonzero:,}{share}"))
+        rows.append(
+            (kind, f"{len(group)}", f"{weights:,}", f"{learnable:,}", f"{nonzero:,}{share}")
+        )
     trained = frozen = heads = 0
     backbone = getattr(model, "backbone", model)
     inside = {id(p) for p in backbone.parameters()}

@@ -1,9 +1,24 @@
-import os
-from pathlib import Path
+"""Fixtures: a tiny dataset and config, the tools in this process, the shared data folder."""
 
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+COLOURS = np.array([[40, 40, 200], [40, 200, 40], [200, 40, 40], [200, 200, 40]])  # BGR, by class
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +28,80 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data folder (SNELLA_SHARED), not at {folder}")
     return folder
+
+
+def write_dataset(root: Path, suffix: str = ".jpg") -> None:
+    """Write 4 + 2 images of coloured boxes in ADE20K's layout; the colour tells the class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("training", 4), ("validation", 2)):
+        for folder in ("images", "annotations"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.full((64, 64), 1, np.uint8)
+            for label in (2, 3, 4):
+                top, left = rng.integers(0, 40, 2)
+                labels[top : top + 24, left : left + 24] = label
+            image = COLOURS[labels - 1] + rng.normal(0, 10, (64, 64, 3))
+            labels[:2] = 0  # no class
+            image = image.clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{i}{suffix}"), image)
+            cv2.imwrite(str(root / "annotations" / split / f"{i}.png"), labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """Root of a dataset of 4 classes that the colour tells apart."""
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root)
+    return root
+
+
+@pytest.fixture
+def tiny_config_file(tmp_path, tiny_dataset) -> Path:
+    """The config of ``tiny_config.py`` on that dataset, as a file."""
+    path = tmp_path / "tiny.py"
+    text = (ROOT / "tests" / "tiny_config.py").read_text()
+    path.write_text(text.replace("DATA_ROOT", tiny_dataset.as_posix()))
+    return path
+
+
+class Outcome(NamedTuple):
+    """How a tool ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """``tool('train', config, '--amp')`` runs ``tools/train.py`` within this process."""
+
+    def run(name: str, *args) -> Outcome:
+        _forget_named_instances()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+def _forget_named_instances() -> None:
+    """mmengine keeps loggers and visualizers by name: the next run would write to the last's."""
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    def classes(base):
+        return {base}.union(*map(classes, base.__subclasses__()))
+
+    for base in (MessageHub, MMLogger, DefaultScope, Visualizer):
+        for cls in classes(base):
+            cls._instance_dict.clear()

@@ -135,7 +135,7 @@ def _fill(scores, floors, caps, budget: int) -> np.ndarray:
     while rest:
         step = 1 if rest > 0 else -1
         room = shares < caps if step > 0 else shares > floors
-        takers = order[room[order]][:: step][: abs(rest)]
+        takers = order[room[order]][::step][: abs(rest)]
         shares[takers] += step
         rest -= step * len(takers)
     return shares

@@ -42,7 +42,9 @@ def test_is_water_filling(pairs, part):
     low, high = 0.0, (sizes / scores).max()
     for _ in range(200):  # bisection for the level, independent of the code under test
         level = (low + high) / 2
-        low, high = (level, high) if np.minimum(sizes, level * scores).sum() < budget else (low, level)
+        low, high = (
+            (level, high) if np.minimum(sizes, level * scores).sum() < budget else (low, level)
+        )
     assert np.abs(shares - np.minimum(sizes, high * scores)).max() <= 1 + 1e-6 * sizes.max()
 
 

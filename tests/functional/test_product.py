@@ -35,7 +35,8 @@ def plain(x, weight, bias, blocks):
 def problem(dtype=torch.float64, requires_grad=True):
     generator = torch.Generator().manual_seed(9)
     x, weight, bias = (
-        torch.randn(shape, dtype=dtype, generator=generator) for shape in ((2, 3, 5), (12, 5), (12,))
+        torch.randn(shape, dtype=dtype, generator=generator)
+        for shape in ((2, 3, 5), (12, 5), (12,))
     )
     return x.requires_grad_(requires_grad), weight, bias
 
@@ -72,7 +73,9 @@ def test_weight_form_agrees():
     blocks = blocks_of()
     params = [p for b in blocks for p in b.params]
     merged = adapted_weight(weight, blocks)
-    torch.testing.assert_close(merged.T, plain(torch.eye(5, dtype=torch.float64), weight, None, blocks))
+    torch.testing.assert_close(
+        merged.T, plain(torch.eye(5, dtype=torch.float64), weight, None, blocks)
+    )
     seed = torch.randn_like(merged)
     found = torch.autograd.grad(merged, params, seed)
     eye = torch.eye(5, dtype=torch.float64)

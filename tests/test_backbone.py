@@ -1,0 +1,242 @@
+"""SnellaBackbone around mmseg's ViT and Swin and timm's, at toy size."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
+
+import snella_seg.register  # noqa: F401
+from snella_seg.inject import adapters_disabled, is_adapter_key, list_adapters
+from snella_seg.layers import AdaptedMultiheadAttention
+
+register_all_modules()
+
+BACKBONES = {
+    "vit": dict(
+        type="VisionTransformer",
+        img_size=(32, 32),
+        patch_size=8,
+        embed_dims=16,
+        num_layers=2,
+        num_heads=2,
+        out_indices=(0, 1),
+    ),
+    "swin": dict(
+        type="SwinTransformer",
+        pretrain_img_size=32,
+        embed_dims=8,
+        depths=[2, 2],
+        num_heads=[1, 2],
+        strides=(4, 2),
+        out_indices=(0, 1),
+        window_size=4,
+        drop_path_rate=0.2,
+    ),
+    "timm_vit": dict(
+        type="TIMMBackbone",
+        model_name="vit_tiny_patch16_224",
+        pretrained=False,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        patch_size=8,
+        img_size=32,
+        dynamic_img_size=True,
+        out_indices=(0, 1),
+    ),
+    "timm_swin": dict(
+        type="TIMMBackbone",
+        model_name="swin_tiny_patch4_window7_224",
+        pretrained=False,
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 4, 8),
+        img_size=64,
+        strict_img_size=False,
+    ),
+    "beit": dict(
+        type="BEiT",
+        img_size=(32, 32),
+        patch_size=8,
+        embed_dims=16,
+        num_layers=2,
+        num_heads=2,
+        out_indices=(0, 1),
+        init_values=0.1,
+    ),
+}
+SIZES = {"timm_swin": 64}
+NUM_MATRICES = {"vit": 12, "swin": 24, "timm_vit": 12, "timm_swin": 24, "beit": 12}
+
+
+def wrap(name, inner=None, **options):
+    torch.manual_seed(0)
+    options = {"adapter": dict(rank=4), **options}
+    config = ConfigDict(copy.deepcopy({**BACKBONES[name], **(inner or {})}))
+    return MODELS.build(ConfigDict(type="SnellaBackbone", backbone=config, **options))
+
+
+def build_stock(name, base, training=False, **changes):
+    model = MODELS.build(ConfigDict(copy.deepcopy({**BACKBONES[name], **changes})))
+    model.train(training)  # mmseg's returns None
+    model.load_state_dict(base)  # strict: the names are the stock ones
+    return model
+
+
+def base_of(wrapped):
+    return {k: v for k, v in wrapped.backbone.state_dict().items() if not is_adapter_key(k)}
+
+
+def image(name, batch=2):
+    size = SIZES.get(name, 32)
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def same(first, second, **tolerance):
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_disabled_it_is_the_stock_backbone(name):
+    wrapped = wrap(name).eval()
+    x = image(name)
+    expected = build_stock(name, base_of(wrapped))(x)
+    if name == "timm_swin":
+        expected = [out.permute(0, 3, 1, 2) for out in expected]
+    with adapters_disabled(wrapped):
+        same(wrapped(x), expected, atol=1e-5, rtol=1e-5)
+    assert any(not torch.allclose(a, b) for a, b in zip(wrapped(x), expected, strict=True))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("merged", [False, True])
+def test_each_matrix_acts_on_the_output(name, merged):
+    backbone = wrap(name).eval()
+    adapters = list_adapters(backbone)
+    assert len(adapters) == NUM_MATRICES[name]
+    x = image(name)
+    with torch.set_grad_enabled(not merged):
+        before = backbone(x)
+        for matrix, adapter in adapters.items():
+            with torch.no_grad():
+                kept = adapter.in_factors.clone()
+                adapter.in_factors.normal_(std=3.0)
+            moved = max((a - b).abs().max() for a, b in zip(before, backbone(x), strict=True))
+            assert moved > 1e-5, matrix
+            with torch.no_grad():
+                adapter.in_factors.copy_(kept)
+        same(backbone(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_training_and_inference_agree_and_gradients_arrive(name):
+    backbone = wrap(name, trainable=["cls_token"]).eval()
+    x = image(name)
+    live = backbone(x)
+    with torch.no_grad():
+        same(live, backbone(x), atol=1e-5, rtol=1e-5)
+    sum(out.square().mean() for out in live).backward()
+    for key, parameter in backbone.named_parameters():
+        trained = is_adapter_key(key) or key.endswith("cls_token")
+        assert parameter.requires_grad == trained, key
+        assert (parameter.grad is not None) == trained, key
+    factors = [f for a in list_adapters(backbone).values() for f in a.factors]
+    assert all(f.grad.abs().max() > 0 for f in factors)
+
+
+def test_a_stock_model_in_training_mode_drops_as_stock():
+    wrapped = wrap("swin", dict(drop_path_rate=0.5)).train()
+    stock = build_stock("swin", base_of(wrapped), training=True, drop_path_rate=0.5)
+    with adapters_disabled(wrapped):
+        outputs = []
+        for model in (wrapped, stock):
+            torch.manual_seed(3)
+            outputs.append(model(image("swin")))
+    same(*outputs, atol=1e-6, rtol=1e-5)
+
+
+def test_swins_frozen_stages_do_not_freeze_adapters():
+    backbone = wrap("swin", dict(frozen_stages=2), trainable=["norm1"])
+    trained = {n for n, p in backbone.named_parameters() if p.requires_grad}
+    backbone.train()
+    backbone.eval()
+    backbone.train()
+    assert {n for n, p in backbone.named_parameters() if p.requires_grad} == trained
+    assert any(is_adapter_key(n) for n in trained) and "backbone.norm1.weight" in trained
+    assert not backbone.backbone.patch_embed.training  # what stock puts into eval mode stays so
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_inner_checkpointing_gives_the_same_gradients(name):
+    grads = []
+    for with_cp in (False, True):
+        backbone = wrap(name, dict(with_cp=with_cp, drop_path_rate=0.0))
+        backbone.train()
+        sum(out.square().mean() for out in backbone(image(name))).backward()
+        grads.append([a.in_factors.grad for a in list_adapters(backbone).values()])
+    same(*grads)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "timm_vit"])
+def test_cpu_autocast_keeps_the_deltas(name):
+    backbone = wrap(name).eval()
+    with torch.no_grad():
+        for adapter in list_adapters(backbone).values():
+            for factor in adapter.factors:
+                factor.mul_(3.0)
+    x = image(name)
+    with torch.no_grad():
+        full = backbone(x)
+        with adapters_disabled(backbone):
+            base = backbone(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = backbone(x)
+            with adapters_disabled(backbone):
+                half_base = backbone(x)
+    change = torch.cat([(a - b).flatten() for a, b in zip(full, base, strict=True)])
+    half_change = torch.cat(
+        [(a.float() - b.float()).flatten() for a, b in zip(half, half_base, strict=True)]
+    )
+    assert torch.nn.functional.cosine_similarity(change, half_change, dim=0) > 0.9
+
+
+def test_fused_attention_is_switchable_and_equal():
+    outputs = []
+    for fused in (True, False):
+        backbone = wrap("vit", fused_attention=fused).eval()
+        attentions = [m for m in backbone.modules() if isinstance(m, AdaptedMultiheadAttention)]
+        assert len(attentions) == 2 and all(m.returns_weights != fused for m in attentions)
+        outputs.append(backbone(image("vit")))
+    same(*outputs, atol=1e-6, rtol=1e-5)
+
+
+def test_targets_can_be_empty_for_a_frozen_baseline():
+    backbone = wrap("vit", targets=[])
+    trained = [n for n, p in backbone.named_parameters() if p.requires_grad]
+    assert trained == ["backbone.cls_token"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(backbone=dict(type="SnellaBackbone", backbone={})), ValueError, "wraps a Snella"),
+        (dict(backbone=None), ValueError, "config of a stock backbone"),
+        (dict(embed_dims=16, depths=[2]), TypeError, "depths, embed_dims.*_delete_=True"),
+        (dict(targets=["layers.9.*"]), ValueError, "matches no matrix.*near"),
+        (dict(adapter=dict(rnk=4)), ValueError, "'rnk'; near matches: rank"),
+        (dict(trainable=["cls_tokens"]), ValueError, "near matches: cls_token"),
+        (
+            dict(pretrained="a.pth", init_cfg=dict(type="Pretrained", checkpoint="b.pth")),
+            ValueError,
+            "named twice",
+        ),
+    ],
+)
+def test_bad_configs_say_why(options, error, message):
+    config = {"type": "SnellaBackbone", "backbone": BACKBONES["vit"], **options}
+    with pytest.raises(error, match=message):
+        MODELS.build(ConfigDict(copy.deepcopy(config)))
