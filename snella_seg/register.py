@@ -3,8 +3,4 @@
 In a config: ``custom_imports = dict(imports=['snella_seg.register'])``
 """
 
-from ._require import require_mmseg
-
-require_mmseg()
-
-from . import hooks, models, optim  # noqa: E402, F401
+from . import _require, hooks, models, optim  # noqa: F401

@@ -2,14 +2,18 @@
 
 import functools
 import importlib
+import inspect
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmseg.registry import DATASETS
+from torch import nn
 
 from .checkpoint import CheckpointError
 
@@ -21,10 +25,16 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: when it is not there.
+        ValueError: when it is not Python.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config not found: {path}")
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(
+            f"config {path}: {error.msg}, see {(error.text or '').strip()!r}"
+        ) from None
     if options:
         cfg.merge_from_dict(options)
     return cfg
@@ -38,10 +48,51 @@ def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
         cfg.work_dir = str(Path("work_dirs") / Path(config_path).stem)
 
 
-def check_file(path: str, what: str) -> None:
-    """Raise FileNotFoundError unless a local file is there; remote addresses are let pass."""
-    if not path.startswith(_REMOTE) and not Path(path).is_file():
+def check_checkpoint(path: str, what: str) -> None:
+    """See that a local file is there and may be a checkpoint; remote addresses are let pass.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        CheckpointError: when it is cut short, or something else.
+    """
+    if path.startswith(_REMOTE):
+        return
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{what} not found: {path}")
+    with open(path, "rb") as file:
+        is_pickle = file.read(1) == b"\x80"  # as torch saved before 1.6
+    if not is_pickle and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{what} is cut short or not from torch.save: {path}; copy it anew")
+
+
+def refuse_other_heads(model: nn.Module) -> None:
+    """Let a model refuse checkpoints that do not fit its parts outside of the backbone.
+
+    mmengine passes over what does not fit, so a head of other classes would stay random. The
+    auxiliary head may be missing: it serves in training only.
+    """
+    while hasattr(model, "module"):  # DDP, test-time augmentation
+        model = model.module
+
+    def check(state_dict, prefix, *_):
+        misfits = []
+        for name, value in model.state_dict().items():
+            found = state_dict.get(prefix + name)
+            if name.startswith("backbone.") or not value.is_floating_point():
+                continue
+            if found is None and not name.startswith("auxiliary_head."):
+                misfits.append(f"{name} is missing")
+            elif found is not None and found.shape != value.shape:
+                shapes = f"{tuple(found.shape)} instead of {tuple(value.shape)}"
+                misfits.append(f"{name} is {shapes}")
+        if misfits:
+            raise CheckpointError(
+                f"the checkpoint does not fit this model: {'; '.join(misfits[:4])}"
+                + (f" and {len(misfits) - 4} more" if len(misfits) > 4 else "")
+                + ". Use the config that it was trained with"
+            )
+
+    model._register_load_state_dict_pre_hook(check)
 
 
 def prepare(cfg: Config) -> None:
@@ -56,23 +107,36 @@ def check_datasets(cfg: Config, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: naming the folder and how to set it.
-        ValueError: when a folder holds no image of the dataset's suffix.
+        ValueError: when a folder holds no file of the dataset's suffix, or a list is empty.
     """
     for loader in loaders:
         for dataset in _datasets(cfg.get(loader)):
             root = Path(dataset.get("data_root") or "")
             hint = f"set {loader}.dataset.data_root (--cfg-options) or prepare the data"
+            listed = dataset.get("ann_file")
+            if listed and not (root / listed).is_file():
+                raise FileNotFoundError(f"data not found: {root / listed} (ann_file); {hint}")
+            if listed and not (root / listed).read_text().strip():
+                raise ValueError(f"empty dataset: {root / listed} lists no image; {hint}")
             for key, folder in dataset["data_prefix"].items():
-                if folder is not None and not (root / folder).is_dir():
+                if folder is None:
+                    continue
+                if not (root / folder).is_dir():
                     raise FileNotFoundError(f"data not found: {root / folder} ({key}); {hint}")
-            if dataset.get("ann_file"):
-                if not (root / dataset["ann_file"]).is_file():
-                    raise FileNotFoundError(f"data not found: {root / dataset['ann_file']}; {hint}")
-                continue
-            images = root / (dataset["data_prefix"].get("img_path") or "")
-            suffix = dataset.get("img_suffix", "")
-            if next(images.rglob(f"*{suffix}"), None) is None:
-                raise ValueError(f"empty dataset: no *{suffix} in {images}; {hint}")
+                files = f"*{_suffix(dataset, key)}"
+                if not listed and next((root / folder).rglob(files), None) is None:
+                    raise ValueError(f"empty dataset: no {files} in {root / folder}; {hint}")
+
+
+def _suffix(dataset: dict, prefix: str) -> str:
+    """How the names of a dataset's images or label maps end, by its config or its class."""
+    option = prefix.replace("_path", "_suffix")
+    if option in dataset:
+        return dataset[option]
+    kind = dataset["type"]
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    parameters = {} if known is None else inspect.signature(known).parameters
+    return parameters[option].default if option in parameters else ""
 
 
 def _datasets(node) -> Iterator[dict]:
@@ -169,10 +233,21 @@ def plain_errors(main: Callable[[], None]) -> Callable[[], None]:
     def wrapper() -> None:
         try:
             main()
-        except (CheckpointError, FileNotFoundError, ImportError, ValueError, TypeError) as error:
-            if os.environ.get("SNELLA_TRACEBACK"):
+        except Exception as error:
+            if os.environ.get("SNELLA_TRACEBACK") or not _can_be_mended(error):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            if "Original Traceback" in str(error):  # of a dataloader's worker
+                lines = lines[-1:]
+            print(f"error: {' '.join(lines)}", file=sys.stderr)
             sys.exit(1)
 
     return wrapper
+
+
+def _can_be_mended(error: Exception) -> bool:
+    """Whether an error tells of a wrong config, file or installation."""
+    kinds = (FileNotFoundError, ImportError, ValueError, TypeError)
+    of_ours = type(error).__module__.startswith("snella_seg.")  # CheckpointError and the like
+    unknown_type = isinstance(error, KeyError) and "registry" in str(error)
+    return isinstance(error, kinds) or of_ours or unknown_type

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -30,8 +29,10 @@ def shared() -> Path:
     return folder
 
 
-def write_dataset(root: Path, suffix: str = ".jpg") -> None:
+def write_dataset(root: Path) -> None:
     """Write 4 + 2 images of coloured boxes in ADE20K's layout; the colour tells the class."""
+    import cv2  # comes with mmcv, which most tests do without
+
     rng = np.random.default_rng(0)
     for split, count in (("training", 4), ("validation", 2)):
         for folder in ("images", "annotations"):
@@ -44,7 +45,7 @@ def write_dataset(root: Path, suffix: str = ".jpg") -> None:
             image = COLOURS[labels - 1] + rng.normal(0, 10, (64, 64, 3))
             labels[:2] = 0  # no class
             image = image.clip(0, 255).astype(np.uint8)
-            cv2.imwrite(str(root / "images" / split / f"{i}{suffix}"), image)
+            cv2.imwrite(str(root / "images" / split / f"{i}.jpg"), image)
             cv2.imwrite(str(root / "annotations" / split / f"{i}.png"), labels)
 
 

@@ -220,3 +220,20 @@ def test_a_starved_matrix_is_silent_and_can_come_back():
 def test_bad_options_say_why(options, message):
     with pytest.raises(ValueError, match=message):
         SnellaAdapter(8, 8, **options)
+
+
+def test_a_model_in_half_precision_keeps_its_deltas():
+    _, block, adapters = adapted()
+    for adapter in adapters.values():
+        adapter.in_factors.data.mul_(0.1)
+        adapter.out_factors.data.mul_(0.1)
+    with torch.no_grad():
+        change = merged(block).eval()(X)
+        with adapters_disabled(block):
+            change -= block.eval()(X)
+        block.bfloat16()
+        half_change = block(X.bfloat16()).double()
+        with adapters_disabled(block):
+            half_change -= block(X.bfloat16()).double()
+    similarity = nn.functional.cosine_similarity(change.flatten(), half_change.flatten(), dim=0)
+    assert similarity > 0.8

@@ -157,6 +157,8 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             train(folder, model=Stop(), target_sparsity=0.75)
+        with open(folder / "sparsity_history.jsonl", "a") as killed:
+            killed.write('{"epoch": 9, "it')  # in the middle of a line
         resumed = train(folder, target_sparsity=0.75, runner=dict(resume=True))
         for a, b in zip(state_of(whole), state_of(resumed), strict=True):
             assert a.keys() == b.keys()

@@ -34,7 +34,14 @@ def main() -> None:
     if not args.source.is_file():
         sys.exit(f"error: weights not found: {args.source}")
     try:
-        converted = timm_vit_to_mmseg(read_weights(args.source))
+        state = read_weights(args.source)
+    except Exception as error:  # every kind of damage has its own
+        sys.exit(
+            f"error: cannot read weights from {args.source} ({type(error).__name__}); give a .pth "
+            "file of a dict of tensors, or a .safetensors file"
+        )
+    try:
+        converted = timm_vit_to_mmseg(state)
     except ValueError as error:
         sys.exit(f"error: {error}")
     args.target.parent.mkdir(parents=True, exist_ok=True)

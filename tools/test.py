@@ -3,10 +3,8 @@
 import argparse
 import os
 
-from snella_seg._require import require_mmseg
-
 try:
-    require_mmseg()
+    from snella_seg import _require  # noqa: F401
 except ImportError as missing:
     raise SystemExit(f"error: {missing}") from None
 
@@ -61,7 +59,7 @@ def main() -> None:
     args = parse_args()
     cfg = runtime.load_config(args.config, args.cfg_options)
     runtime.set_work_dir(cfg, args.work_dir, args.config)
-    runtime.check_file(args.checkpoint, "checkpoint")
+    runtime.check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
@@ -77,7 +75,9 @@ def main() -> None:
     runtime.prepare(cfg)
     runtime.check_datasets(cfg, "test_dataloader")
     runtime.allow_numpy_scalars()
-    Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    runtime.refuse_other_heads(runner.model)
+    runner.test()
 
 
 if __name__ == "__main__":

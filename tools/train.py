@@ -3,10 +3,8 @@
 import argparse
 import os
 
-from snella_seg._require import require_mmseg
-
 try:
-    require_mmseg()
+    from snella_seg import _require  # noqa: F401
 except ImportError as missing:
     raise SystemExit(f"error: {missing}") from None
 
@@ -56,14 +54,16 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None
         if args.resume != "auto":
-            runtime.check_file(args.resume, "checkpoint to resume from")
+            runtime.check_checkpoint(args.resume, "checkpoint to resume from")
             cfg.load_from = args.resume
     elif cfg.get("load_from"):
-        runtime.check_file(cfg.load_from, "checkpoint (load_from)")
+        runtime.check_checkpoint(cfg.load_from, "checkpoint (load_from)")
     runtime.prepare(cfg)
     runtime.check_datasets(cfg, "train_dataloader", "val_dataloader")
     runtime.allow_numpy_scalars()
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+    if cfg.get("resume"):
+        runtime.refuse_other_heads(runner.model)
     runner.train()
 
 

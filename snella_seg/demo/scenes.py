@@ -89,17 +89,22 @@ class Scene:
             near: nearness 0..1 (a number or (H, W)); far things fade into the haze.
             shade: factor of the colour (a number or (H, W)).
         """
+        if not mask.any():
+            return
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        inside = mask[box]
         spec = self.style.materials[material]
         colour = np.array(spec.colours[self.rng.integers(len(spec.colours))], np.float32)
         colour = colour + spec.spread * self.rng.standard_normal(3).astype(np.float32)
-        grain = spec.grain * value_noise(self.rng, SIZE, spec.cell)
-        shade, near = (np.broadcast_to(np.float32(v), SIZE)[mask, None] for v in (shade, near))
+        grain = spec.grain * value_noise(self.rng, inside.shape, spec.cell)
+        shade, near = (v[box][..., None] if np.ndim(v) else v for v in (shade, near))
         fade = self.style.haze_share * (1 - near)
-        pixels = (colour + grain[mask, None]) * shade
-        pixels = (1 - fade) * pixels + fade * np.array(self.style.haze, np.float32)
-        self.light[mask] = pixels
-        self.emitted[mask] = spec.glow * pixels
-        self.labels[mask] = OTHER if label is None else CLASSES.index(label) + 1
+        pixels = (colour + grain[..., None]) * shade * (1 - fade)
+        pixels = (pixels + fade * np.array(self.style.haze, np.float32))[inside]
+        self.light[box][inside] = pixels
+        self.emitted[box][inside] = spec.glow * pixels
+        self.labels[box][inside] = OTHER if label is None else CLASSES.index(label) + 1
 
 
 def paint_backdrop(scene: Scene):
@@ -116,7 +121,10 @@ def paint_backdrop(scene: Scene):
         scene.paint(scene.polygon(*wings), "thing", None, shade=0.5)
     for layer in range(rng.integers(0, 3)):
         phases, swings = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.02, 0.07, 3)
-        waves = [a * np.sin(scene.x / width * f + p) for f, a, p in zip((4, 9, 19), swings, phases)]
+        waves = [
+            a * np.sin(scene.x / width * f + p)
+            for f, a, p in zip((4, 9, 19), swings, phases, strict=True)
+        ]
         crest = scene.horizon - height * (0.1 - 0.04 * layer + sum(waves) * (0.9 - 0.3 * layer))
         scene.paint(scene.y > crest, "hill", "hill", near=0.3 + 0.3 * layer)
 
@@ -157,8 +165,8 @@ def paint_wall(scene: Scene, mask, u, v, near, shade):
     scene.paint(mask, "wall", "building", near, shade)
     pitch, storey = scene.rng.uniform(1.8, 2.6), scene.rng.uniform(2.6, 3.2)
     pane = (np.mod(u, pitch) > 0.45 * pitch) & (np.mod(v, storey) > 0.4 * storey)
-    number = (np.floor(u / pitch) + 3 * np.floor(v / storey)).astype(int) % 5
-    for variant in range(5):
+    number = (np.floor(u / pitch) + 3 * np.floor(v / storey)).astype(int) % 3
+    for variant in range(3):
         scene.paint(mask & pane & (number == variant), "window", "building", near, shade)
 
 

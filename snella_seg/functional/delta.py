@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .kernels import KERNELS
@@ -11,6 +12,8 @@ from .sparsify import apply_threshold, quantile_threshold
 @dataclass(frozen=True)
 class DeltaRule:
     """How a delta is made: ``delta = sparsify(kernel(P, Q, *scalars), sparsity, sparsifier)``.
+
+    Parameters in half precision are worked on in single precision.
 
     Args:
         kernel: a name in :data:`snella_seg.functional.kernels.KERNELS`.
@@ -33,6 +36,8 @@ class DeltaRule:
             threshold: reuse this one instead of looking for it (when recomputing).
         """
         kernel, _ = KERNELS[self.kernel]
+        half = (torch.float16, torch.bfloat16)
+        params = tuple(p.float() if p.dtype in half else p for p in params)
         dense = kernel(*params, scale=self.scale)
         if threshold is None:
             threshold = quantile_threshold(dense, sparsity)

@@ -33,8 +33,13 @@ class DeltaBlock:
     params: tuple[Tensor, ...]
 
 
-def autocast_enabled(device_type: str) -> bool:
-    """Tell whether automatic mixed precision is on for this device, on torch old and new."""
+def merging_loses_deltas(weight: Tensor) -> bool:
+    """Whether a product with ``weight`` runs in half precision, which rounds small deltas away."""
+    return weight.dtype in (torch.float16, torch.bfloat16) or _autocast_enabled(weight.device.type)
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    """Whether automatic mixed precision is on for this device, on torch old and new."""
     try:
         return torch.is_autocast_enabled(device_type)
     except TypeError:  # torch < 2.4 takes no device
@@ -171,7 +176,7 @@ def adapted_linear(
     """
     if not blocks:
         return F.linear(x, weight, bias)
-    if autocast_enabled(x.device.type) or weight.dtype in (torch.float16, torch.bfloat16):
+    if merging_loses_deltas(weight):
         y = F.linear(x, weight, bias)
         return y + _DeltaProduct.apply(
             x.to(y.dtype), None, None, weight.shape, blocks, *_flat(blocks)

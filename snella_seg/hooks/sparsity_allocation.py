@@ -93,6 +93,7 @@ class SparsityAllocationHook(Hook):
         self.reallocations = 0
         if runner.iter > 0:
             self._restore(runner)
+        self._loaded = None
         self._check_schedule(runner)
         self._watch_optimizer(runner.optim_wrapper)
         if is_main_process():
@@ -192,7 +193,6 @@ class SparsityAllocationHook(Hook):
         self.tracker.load_state_dict(self._loaded["tracker"])
         self.initial_budget = self._loaded["initial_budget"]
         self.reallocations = self._loaded["reallocations"]
-        self._loaded = None
 
     def _record(self, runner, epoch: int, scores: list[float] | None) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
@@ -252,6 +252,14 @@ def _start_history(work_dir: Path, iteration: int) -> None:
     if iteration == 0:
         path.replace(path.with_suffix(".previous.jsonl"))
         return
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if json.loads(line)["iter"] <= iteration]
-    path.write_text("".join(line + "\n" for line in kept))
+    kept = [line for line in path.read_text().splitlines() if _iteration_of(line) <= iteration]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.replace(path)
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)["iter"]
+    except json.JSONDecodeError:  # cut off when the run was killed
+        return math.inf

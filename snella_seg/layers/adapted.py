@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import DeltaBlock, adapted_linear, adapted_weight
-from ..functional.product import autocast_enabled
+from ..functional.product import merging_loses_deltas
 from .adapter import SnellaAdapter
 
 
@@ -77,9 +77,8 @@ class AdaptedModule(nn.Module):
     @property
     def inference_merged(self) -> bool:
         """Whether a forward pass now may use the cached merged weight."""
-        grad = torch.is_grad_enabled()
-        half = autocast_enabled(self.base_weight.device.type)
-        return not (self.training or grad or half)
+        live = self.training or torch.is_grad_enabled()
+        return not (live or merging_loses_deltas(self.base_weight))
 
     def train(self, mode: bool = True):
         self._merged = (None, None)

@@ -1,0 +1,138 @@
+"""timm's ViT and mmseg's VisionTransformer compute the same from converted weights."""
+
+import pytest
+import torch
+
+from snella_seg.convert import is_timm_vit, timm_vit_to_mmseg, to_timm_backbone
+
+timm = pytest.importorskip("timm", reason="needs timm")
+SIZE, WIDTH = 64, 48
+
+
+@pytest.fixture(scope="module")
+def timm_vit():
+    """A small timm ViT whose every weight has been drawn, biases and norms included."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIZE, depth=2, embed_dim=WIDTH, num_heads=3, num_classes=5
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def mmseg_vit(**options):
+    from mmseg.models import VisionTransformer
+
+    defaults = dict(
+        img_size=(SIZE, SIZE),
+        embed_dims=WIDTH,
+        num_layers=2,
+        num_heads=3,
+        out_indices=(0, 1),
+        patch_bias=True,
+        final_norm=True,
+        norm_cfg=dict(type="LN", eps=1e-6),
+    )
+    model = VisionTransformer(**{**defaults, **options})
+    model.eval()
+    return model
+
+
+def test_outputs_agree(timm_vit):
+    model = mmseg_vit()
+    model.load_state_dict(timm_vit_to_mmseg(timm_vit.state_dict()))
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        first, last = timm_vit.get_intermediate_layers(images, n=2, reshape=True)
+        expected = timm_vit.norm(timm_vit.get_intermediate_layers(images, n=1)[0])
+        found = model(images)
+    torch.testing.assert_close(found[0], first, atol=1e-5, rtol=0)
+    expected = expected.transpose(1, 2).reshape(last.shape)
+    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=0)
+
+
+def test_no_weight_is_lost_but_the_classifier(timm_vit):
+    state = timm_vit.state_dict()
+    converted = timm_vit_to_mmseg(state)
+    assert set(converted) == set(mmseg_vit().state_dict())
+    assert len(converted) == len(state) - 2  # head.weight, head.bias
+    assert converted["layers.1.ffn.layers.1.weight"] is state["blocks.1.mlp.fc2.weight"]
+
+
+def test_published_vit_converts(shared):
+    state = torch.load(
+        shared / "weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth", weights_only=True
+    )
+    model = mmseg_vit(img_size=(224, 224), embed_dims=192, num_layers=12)
+    model.load_state_dict(timm_vit_to_mmseg(state))
+
+
+def test_other_models_are_refused(timm_vit):
+    assert not is_timm_vit(timm_vit_to_mmseg(timm_vit.state_dict()))
+    with pytest.raises(ValueError, match="not the weights of a timm ViT .* names begin with fc.w"):
+        timm_vit_to_mmseg({"fc.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="names begin with nothing"):
+        timm_vit_to_mmseg({})
+
+
+def test_weights_without_counterpart_are_named():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=WIDTH, init_values=0.1)
+    with pytest.raises(ValueError, match=r"^2 weights .* blocks.0.ls1.gamma, blocks.0.ls2.gamma;"):
+        timm_vit_to_mmseg(model.state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_tool_round_trip(suffix, tool, timm_vit, tmp_path):
+    source, target = tmp_path / f"timm{suffix}", tmp_path / "new" / "mmseg.pth"
+    if suffix == ".pth":
+        torch.save({"model": timm_vit.state_dict()}, source)
+    else:
+        save_file = pytest.importorskip("safetensors.torch", reason="needs safetensors").save_file
+        save_file(timm_vit.state_dict(), source)
+    done = tool("convert_timm_vit", source, target)
+    assert done.code == 0
+    state = torch.load(target, weights_only=True)["state_dict"]
+    assert done.out == f"{len(state)} tensors written to {target}\n"
+    mmseg_vit().load_state_dict(state)
+    torch.testing.assert_close(state["pos_embed"], timm_vit.pos_embed.data, atol=0, rtol=0)
+    assert [path.name for path in target.parent.iterdir()] == ["mmseg.pth"]  # nothing half written
+
+
+def test_tool_refuses(tool, tmp_path):
+    source, target = tmp_path / "timm.pth", tmp_path / "mmseg.pth"
+    missing = tool("convert_timm_vit", source, target)
+    assert (missing.code, missing.err) == (1, f"error: weights not found: {source}\n")
+    torch.save({"fc.weight": torch.zeros(1)}, source)
+    wrong = tool("convert_timm_vit", source, target)
+    assert wrong.code == 1 and wrong.err.startswith("error: these are not the weights of a timm")
+    source.write_text("no weights")
+    broken = tool("convert_timm_vit", source, target)
+    assert broken.code == 1 and len(broken.err.splitlines()) == 1 and str(source) in broken.err
+    assert not target.exists()
+
+
+def test_names_within_timm_backbone():
+    expected = {"timm_model.model.blocks.0.norm1.weight", "timm_model.layers_0.blocks.0.x"}
+    state = {"blocks.0.norm1.weight": 1, "layers.0.blocks.0.x": 2, "head.weight": 3}
+    assert to_timm_backbone(state, expected) == {
+        "timm_model.model.blocks.0.norm1.weight": 1,
+        "timm_model.layers_0.blocks.0.x": 2,
+        "head.weight": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit_tiny_patch16_224", dict(depth=2, embed_dim=WIDTH, out_indices=(0, 1))),
+        ("swin_tiny_patch4_window7_224", dict(depths=(1, 1, 1, 1), out_indices=(0, 1, 2, 3))),
+    ],
+)
+def test_every_name_of_a_timm_backbone_is_found(name, options):
+    from mmseg.models import TIMMBackbone
+
+    expected = TIMMBackbone(name, pretrained=False, features_only=True, **options).state_dict()
+    del options["out_indices"]
+    state = timm.create_model(name, **options).state_dict()
+    assert set(expected) <= set(to_timm_backbone(state, set(expected)))

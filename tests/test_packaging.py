@@ -1,0 +1,138 @@
+"""The wheel carries configs and tools; without the OpenMMLab packages errors name the extra."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command, cwd: Path, **env) -> subprocess.CompletedProcess:
+    """Run ``python ...`` in another folder."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel, built without the network from a copy of what the checkout tracks."""
+    for tool in ("pip", "setuptools", "wheel"):
+        if importlib.util.find_spec(tool) is None:
+            pytest.skip(f"needs {tool} to build a wheel without the network")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("snella_seg", "configs", "tools"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", target)
+    done = run("-m", "pip", "wheel", source, *options, cwd=target)
+    assert done.returncode == 0, done.stderr
+    return next(target.glob("snella_seg-*.whl"))
+
+
+def test_wheel_holds_package_configs_and_tools(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for path in ROOT.glob("snella_seg/**/*.py"):
+        assert path.relative_to(ROOT).as_posix() in held
+    for folder in ("configs", "tools"):
+        for path in ROOT.glob(f"{folder}/**/*.py"):
+            assert f"snella_seg/.mim/{path.relative_to(ROOT).as_posix()}" in held
+    assert not [name for name in held if name.startswith(("tests", "configs", "tools"))]
+
+
+def test_wheel_names_its_extras(wheel):
+    names = zipfile.ZipFile(wheel)
+    metadata = next(name for name in names.namelist() if name.endswith("METADATA"))
+    lines = names.read(metadata).decode().splitlines()
+    required = [line for line in lines if line.startswith("Requires-Dist")]
+    plain = {line.split()[1].partition(">")[0] for line in required if "extra" not in line}
+    assert plain == {"torch", "numpy"}  # pip must not replace the OpenMMLab packages of a user
+    assert any("onedl-mmsegmentation" in line and 'extra == "mm"' in line for line in required)
+
+
+def test_unpacked_wheel_finds_its_own_configs(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = """
+import snella_seg
+from mmengine.config import Config
+
+path, = snella_seg.own('snella_upernet_swin_ade20k.py')
+print(path)
+print(Config.fromfile(path).model.backbone.type)
+"""
+    done = run("-c", code, cwd=tmp_path, PYTHONPATH=site)
+    path = site / "snella_seg/.mim/configs/snella_upernet_swin_ade20k.py"
+    assert done.stdout.split() == [str(path), "SnellaBackbone"], done.stderr
+
+
+@pytest.fixture
+def without_mm(tmp_path) -> Path:
+    """A folder for PYTHONPATH in which mmengine, mmcv and mmseg are not to be found."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import importlib.machinery
+import sys
+
+find_spec = importlib.machinery.PathFinder.find_spec
+
+
+class WithoutMM(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition('.')[0] in ('mmengine', 'mmcv', 'mmseg'):
+            return None
+        return find_spec(name, path, target)
+
+
+sys.meta_path[:] = [
+    WithoutMM if f is importlib.machinery.PathFinder else f for f in sys.meta_path
+]
+""")
+    return tmp_path
+
+
+def test_the_method_works_without_mm_packages(without_mm):
+    code = """
+import importlib.util
+assert importlib.util.find_spec('mmseg') is None
+import sys, torch
+from snella_seg.functional import distance_kernel
+from snella_seg.inject import add_adapters
+import snella_seg.layers, snella_seg.tracking, snella_seg.summary, snella_seg.convert
+assert not {'mmengine', 'mmcv', 'mmseg', 'timm'} & set(sys.modules)
+print(len(add_adapters(torch.nn.Sequential(torch.nn.Linear(4, 4)), targets=['0'])))
+"""
+    done = run("-c", code, cwd=without_mm, PYTHONPATH=f"{without_mm}{os.pathsep}{ROOT}")
+    assert done.stdout.split() == ["1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-c", "import snella_seg.register"),
+        ("-c", "import snella_seg; snella_seg.stock('_base_/default_runtime.py')"),
+        (ROOT / "tools/train.py", "config.py"),
+        (ROOT / "tools/test.py", "config.py", "checkpoint.pth"),
+    ],
+    ids=["register", "stock", "train", "test"],
+)
+def test_missing_mm_packages_are_named_with_the_extra(command, without_mm):
+    done = run(*command, cwd=without_mm, PYTHONPATH=f"{without_mm}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert "pip install 'snella_seg[mm]'" in lines[-1]
+    if command[0] != "-c":
+        assert len(lines) == 1 and lines[0].startswith("error: ")
