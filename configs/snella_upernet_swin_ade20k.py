@@ -11,7 +11,7 @@ model = dict(
         backbone={{_base_.model.backbone}},
         adapter=dict(rank=32, kernel="mixed", sparsifier="weighted", initial_sparsity=0.0),
         targets="auto",
-        trainable=["norm?"],  # the output norms, which no ImageNet checkpoint has
+        trainable="auto",  # the output norms, which no ImageNet checkpoint has
     ),
     decode_head=dict(num_classes=150),
     auxiliary_head=dict(num_classes=150),

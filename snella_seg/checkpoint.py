@@ -4,6 +4,8 @@ The rule: every frozen base weight must come from the checkpoint, and adapters c
 at all. Anything else is an error that lists what is missing or does not fit.
 """
 
+import pickle
+
 import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -82,6 +84,11 @@ def _read(source: str) -> dict:
         raise FileNotFoundError(
             f"base weights not found: {source}; put the file there or set the checkpoint of "
             "model.backbone.backbone.init_cfg (or model.pretrained)"
+        ) from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise CheckpointError(
+            f"base weights cannot be read from {source}, the file is cut short or not from "
+            f"torch.save ({str(error).splitlines()[0]}); get it anew"
         ) from None
 
 

@@ -5,6 +5,7 @@ Use them in the ``_base_`` of a config, as an expression (mmengine reads it befo
     _base_ = __import__('snella_seg').own('snella_upernet_ade20k.py')
 """
 
+import difflib
 import importlib.util
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def _find(folders: tuple[Path, ...], names: tuple[str, ...]) -> list[str]:
     for name in names:
         if not (folder / name).is_file():
             parent = (folder / name).parent
-            near = sorted(p.name for p in parent.glob("*.py")) if parent.is_dir() else []
+            beside = sorted(p.name for p in parent.glob("*.py")) if parent.is_dir() else []
+            near = difflib.get_close_matches(Path(name).name, beside, cutoff=0.3) or beside[:8]
             raise FileNotFoundError(
                 f"no config {name} in {folder}"
-                + (f"; beside it: {', '.join(near[:8])}" if near else "")
+                + (f"; near matches: {', '.join(near)}" if near else "")
             )
     return [str(folder / name) for name in names]

@@ -29,6 +29,9 @@ AUTO_TARGETS = {
     "mlp.fc1.weight": ("fc1",),
     "mlp.fc2.weight": ("fc2",),
 }
+#: What ``trainable='auto'`` trains, where a backbone has it: the class token, and the output norms
+#: that mmseg's Swin adds to the pretrained model.
+AUTO_TRAINABLE = ("cls_token", "norm[0-9]")
 #: The order of the kinds in tables.
 KINDS = (*QKV, "proj", "fc1", "fc2")
 
@@ -227,21 +230,24 @@ def is_adapter_key(name: str) -> bool:
     return _ADAPTER_KEY.search(name) is not None
 
 
-def freeze_base(model: nn.Module, trainable: Iterable[str] = ()) -> None:
+def freeze_base(model: nn.Module, trainable: str | Iterable[str] = "auto") -> None:
     """Let only the adapters and the parameters that match ``trainable`` take gradients.
 
     Args:
         model: the adapted backbone.
-        trainable: patterns for names of parameters or of modules (:mod:`fnmatch`). ``'cls_token'``
-            may match nothing, since not every backbone has one.
+        trainable: ``'auto'`` for the class token and Swin's output norms, where there are any; or
+            patterns for names of parameters or of modules (:mod:`fnmatch`). ``'cls_token'`` may
+            match nothing, since not every backbone has one.
 
     Raises:
         ValueError: when another pattern matches nothing; the message names near matches.
     """
-    patterns = [trainable] if isinstance(trainable, str) else list(trainable)
+    if isinstance(trainable, str):
+        trainable = AUTO_TRAINABLE if trainable == "auto" else [trainable]
+    patterns = list(trainable)
     base = {n: p for n, p in model.named_parameters() if not is_adapter_key(n)}
     for pattern in patterns:
-        if pattern != "cls_token" and not any(_covers(pattern, name) for name in base):
+        if pattern not in AUTO_TRAINABLE and not any(_covers(pattern, name) for name in base):
             owners = {name.rpartition(".")[0] for name in base} - {""}
             near = _near(pattern, {*base, *owners})
             raise ValueError(f"trainable {pattern!r} matches no parameter{near}")

@@ -58,8 +58,8 @@ def summarize(model: nn.Module) -> str:
     rows.append(("heads", "", f"{heads:,}", f"{heads:,}", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in rows
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
     ]
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-4], rule, *lines[-4:]])

@@ -42,7 +42,10 @@ class ImportanceTracker:
                 raise ValueError(f"{name} must lie in [0, 1], got {beta}")
         self.adapters = list_adapters(model)
         if not self.adapters:
-            raise ValueError("the model carries no SNELLA adapters, so there is nothing to track")
+            raise ValueError(
+                "the model carries no SNELLA adapters, so there is nothing to allocate: set the "
+                "targets of SnellaBackbone, or leave out SparsityAllocationHook (custom_hooks)"
+            )
         self.importance, self.beta1, self.beta2 = importance, beta1, beta2
         self.factors = [f for adapter in self.adapters.values() for f in adapter.factors]
         self.average = [torch.zeros_like(f, requires_grad=False) for f in self.factors]

@@ -167,8 +167,14 @@ def test_a_weight_that_is_trained_may_be_missing(save):
     state = stock(SWIN).state_dict()
     state = {k: v for k, v in state.items() if not k.startswith("norm")}
     with pytest.raises(CheckpointError, match=r"norm0.weight.*trainable"):
-        wrap(SWIN, save(state)).init_weights()
+        wrap(SWIN, save(state), trainable=["cls_token"]).init_weights()
     wrap(SWIN, save(state), trainable=["norm?"]).init_weights()
+    automatic = wrap(SWIN, save(state))
+    automatic.init_weights()
+    trained = [n for n, p in automatic.named_parameters() if p.requires_grad]
+    assert [n for n in trained if not is_adapter_key(n)] == [
+        f"backbone.norm{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")
+    ]
 
 
 def test_foreign_and_misshapen_weights_are_refused(save):

@@ -167,9 +167,9 @@ def test_unknown_config_names(find):
 
 
 def test_unknown_config_lists_neighbours():
-    with pytest.raises(FileNotFoundError, match="beside it: .*snella_upernet_ade20k.py"):
+    with pytest.raises(FileNotFoundError, match="near matches: .*snella_upernet_ade20k.py"):
         snella_seg.own("snella_upernet_ade.py")
-    with pytest.raises(FileNotFoundError, match="beside it: .*ade20k.py"):
+    with pytest.raises(FileNotFoundError, match="near matches: .*ade20k.py"):
         snella_seg.stock("_base_/datasets/ade.py")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from snella_seg.inject import add_adapters, adapters_disabled, list_adapters
+from snella_seg.inject import adapters_disabled, add_adapters, list_adapters
 from snella_seg.layers import SnellaAdapter
 
 

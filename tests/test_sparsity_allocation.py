@@ -163,7 +163,8 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
         for a, b in zip(state_of(whole), state_of(resumed), strict=True):
             assert a.keys() == b.keys()
             for key in a:
-                for x, y in zip(*([v] if torch.is_tensor(v) else v for v in (a[key], b[key]))):
+                pair = ([v] if torch.is_tensor(v) else v for v in (a[key], b[key]))
+                for x, y in zip(*pair, strict=True):
                     assert torch.equal(x, y) if torch.is_tensor(x) else x == y, key
         assert history(folder) == history(tmp_path / "whole")
 

@@ -18,6 +18,10 @@ from ..tracking import ImportanceTracker
 HISTORY = "sparsity_history.jsonl"
 
 
+class NoReallocationError(RuntimeError):
+    """A run that ended with the sparsities that it began with."""
+
+
 @HOOKS.register_module()
 class SparsityAllocationHook(Hook):
     """Once per epoch, shares the scheduled number of non-zero delta weights among all matrices.
@@ -47,7 +51,7 @@ class SparsityAllocationHook(Hook):
     Raises:
         ValueError: on options out of range, a model without adapters, or a run shorter than
             warm-up and final epochs.
-        RuntimeError: at the very end of a run that never reallocated.
+        NoReallocationError: at the very end of a run that never reallocated.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class SparsityAllocationHook(Hook):
                 "ones. Train longer or set interval of SparsityAllocationHook"
             )
             runner.logger.error(message)
-            raise RuntimeError(message)
+            raise NoReallocationError(message)
 
     # What
 

@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
 from ..checkpoint import check_adapters, check_base, init_base_weights
-from ..inject import add_adapters, adapters_disabled, freeze_base
+from ..inject import adapters_disabled, add_adapters, freeze_base
 from ..layers import AdaptedMultiheadAttention
 
 
@@ -22,15 +22,16 @@ class SnellaBackbone(BaseModule):
     :class:`snella_seg.functional.DeltaRule` calls the kernel and the sparsifier.
 
     Args:
-        backbone: config of a stock backbone: mmseg's VisionTransformer or SwinTransformer, or
-            TIMMBackbone around a timm ViT or Swin.
+        backbone: config of a stock backbone, required: mmseg's VisionTransformer or
+            SwinTransformer, or TIMMBackbone around a timm ViT or Swin.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
         targets: ``'auto'`` (q, k, v, attention projection and both MLP layers of every block) or
             patterns, see :func:`snella_seg.inject.select_matrices`; ``[]`` adapts nothing, which
             leaves a frozen backbone.
-        trainable: patterns for base parameters that are trained besides the adapters, see
-            :func:`snella_seg.inject.freeze_base`. All others are frozen.
+        trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
+            token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
+            patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.
         fused_attention: let mmcv's attention use ``scaled_dot_product_attention`` where it is
             adapted; results agree to rounding.
         pretrained: path of base weights; the older spelling of ``init_cfg``.
@@ -46,10 +47,10 @@ class SnellaBackbone(BaseModule):
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: dict | None = None,
         adapter: dict | None = None,
         targets: str | Sequence[str] = "auto",
-        trainable: str | Sequence[str] = ("cls_token",),
+        trainable: str | Sequence[str] = "auto",
         fused_attention: bool = True,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
@@ -107,7 +108,9 @@ def _timm_model(wrapper: SnellaBackbone):
     return getattr(wrapper.backbone, "timm_model", None)
 
 
-def _inner_config(backbone: dict, pretrained: str | None, init_cfg: dict | None) -> ConfigDict:
+def _inner_config(
+    backbone: dict | None, pretrained: str | None, init_cfg: dict | None
+) -> ConfigDict:
     """The stock backbone's config with one place, ``init_cfg``, that says where its weights are."""
     if not isinstance(backbone, dict) or "type" not in backbone:
         raise ValueError(
