@@ -216,6 +216,8 @@ def enable_amp(cfg: Config) -> None:
 
 def allow_numpy_scalars() -> None:
     """Let torch's safe loading take the numpy values that mmengine puts into checkpoints."""
+    if not hasattr(torch.serialization, "add_safe_globals"):  # torch < 2.4 has no need of it
+        return
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
     reconstruct = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
     torch.serialization.add_safe_globals(
