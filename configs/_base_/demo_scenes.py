@@ -1,5 +1,5 @@
 # The embedded demo's generated scenes, 128x128, 10 classes (see snella_seg/demo/scenes.py).
-data_root = "data/snella_demo/target"
+data_root = "data/snella_demo/scenes/target"
 metainfo = dict(
     classes=(
         "sky", "hill", "ground", "road", "water",
@@ -25,10 +25,11 @@ dataset = dict(
     type="BaseSegDataset",
     data_root=data_root,
     metainfo=metainfo,
+    img_suffix=".png",
     reduce_zero_label=True,  # label 0 is 'other', as in ADE20K
 )
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(

@@ -1,0 +1,5 @@
+"""The embedded demo: generated scenes, a small ViT taught by day and adapted to the night."""
+
+from .prepare import prepare
+
+__all__ = ["prepare"]

@@ -55,7 +55,7 @@ class Style:
 
 
 def value_noise(rng: np.random.Generator, shape: tuple, cell: tuple) -> np.ndarray:
-    """Smooth noise of about unit deviation, (H, W) float32, with cells of (width, height) pixels."""
+    """Smooth noise of about unit deviation, (H, W) float32; a cell is (width, height) pixels."""
     height, width = shape
     rows = max(2, int(np.ceil(height / cell[1])) + 1)
     columns = max(2, int(np.ceil(width / cell[0])) + 1)
@@ -131,37 +131,39 @@ DAY = Style(
 
 NIGHT = Style(
     materials=dict(
-        sky=Material(((38, 34, 52), (60, 48, 56), (28, 34, 44)), 6, 4, (24, 16)),
-        cloud=Material(((78, 64, 62), (62, 58, 70)), 5, 6, (8, 8)),
-        hill=Material(((30, 34, 46), (44, 44, 52)), 6, 7, (5, 8)),
-        ground=Material(((48, 58, 52), (66, 62, 54), (40, 50, 56)), 6, 11, (2, 4)),
-        road=Material(((62, 60, 66), (82, 74, 66), (50, 54, 64)), 6, 7, (2, 7)),
-        marking=Material(((128, 120, 96),), 8, 8, (2, 3)),
-        water=Material(((40, 44, 60), (70, 60, 52), (30, 48, 58)), 6, 14, (3, 5)),
-        wall=Material(((78, 62, 54), (58, 60, 70), (92, 80, 64), (50, 44, 52)), 8, 8, (3, 6)),
-        roof=Material(((40, 36, 42), (56, 48, 46)), 6, 6, (6, 2)),
+        sky=Material(((58, 46, 74), (44, 48, 72), (70, 54, 66)), 6, 4, (24, 16)),
+        cloud=Material(((98, 78, 84), (84, 82, 98)), 5, 6, (8, 8)),
+        hill=Material(((24, 26, 34), (34, 32, 40)), 5, 4, (6, 8)),
+        ground=Material(((64, 84, 104), (84, 92, 104), (58, 92, 96)), 7, 16, (4, 5)),
+        road=Material(((128, 96, 62), (146, 112, 72), (112, 84, 64)), 6, 12, (2, 9)),
+        marking=Material(((206, 176, 122),), 8, 8, (2, 3)),
+        water=Material(((176, 128, 66), (138, 112, 92), (190, 146, 96)), 8, 44, (9, 2)),
+        wall=Material(((112, 104, 128), (86, 92, 112), (128, 108, 104)), 8, 12, (2, 7)),
+        roof=Material(((52, 48, 58), (70, 60, 62)), 6, 6, (6, 2)),
         window=Material(
-            ((225, 180, 95), (44, 48, 60), (50, 50, 54), (160, 175, 190)), 8, 6, (2, 2), 0.1
+            ((240, 200, 110), (52, 54, 70), (58, 58, 66), (190, 205, 220)), 8, 6, (2, 2), 0.05
         ),
-        bark=Material(((44, 40, 38),), 5, 6, (2, 3)),
-        leaves=Material(((40, 52, 44), (56, 58, 44), (34, 42, 52)), 6, 17, (2, 2)),
-        paint=Material(((52, 46, 54), (112, 104, 98), (84, 40, 40), (40, 54, 78)), 8, 6, (8, 2)),
-        glass=Material(((30, 32, 40),), 4, 5, (6, 2)),
+        bark=Material(((58, 46, 52),), 5, 6, (2, 3)),
+        leaves=Material(((66, 52, 66), (78, 58, 62), (56, 54, 74)), 6, 30, (2, 2)),
+        paint=Material(((72, 66, 80), (182, 168, 152), (140, 60, 58), (66, 92, 132)), 8, 6, (8, 2)),
+        glass=Material(((36, 38, 50),), 4, 5, (6, 2)),
         tyre=Material(((20, 20, 24),), 3, 3),
         headlight=Material(((250, 245, 225), (245, 70, 50)), 6, 3, (2, 2), 0.5),
-        skin=Material(((112, 92, 80), (74, 60, 54)), 6, 4),
-        cloth=Material(((58, 50, 60), (86, 84, 88), (44, 48, 58), (100, 78, 60)), 8, 10, (2, 3)),
-        pole=Material(((46, 46, 50), (70, 66, 60)), 5, 4, (2, 4)),
+        skin=Material(((182, 142, 120), (120, 92, 82)), 6, 4),
+        cloth=Material(
+            ((70, 150, 150), (170, 168, 172), (52, 56, 74), (96, 140, 90)), 8, 14, (2, 3)
+        ),
+        pole=Material(((36, 36, 42), (50, 46, 46)), 5, 4, (2, 4)),
         lamp=Material(((255, 215, 140), (235, 240, 255)), 5, 3, (2, 2), 0.5),
-        thing=Material(((70, 60, 70), (90, 80, 50)), 8, 12, (3, 2)),
+        thing=Material(((90, 70, 100), (120, 110, 60)), 8, 12, (3, 2)),
     ),
-    haze=(60, 56, 62),
-    haze_share=0.5,
+    haze=(76, 66, 82),
+    haze_share=0.4,
     camera=(1.9, 2.5),
-    gain=(1.2, 2.2),
-    cast=0.12,
-    noise=9.0,
-    vignette=0.35,
+    gain=(0.75, 1.25),
+    cast=0.06,
+    noise=6.0,
+    vignette=0.3,
 )
 
 STYLES = dict(source=DAY, target=NIGHT)
