@@ -1,4 +1,4 @@
-"""The embedded demo: its scenes, its data set, its configs and its pictures. Nothing trains here."""
+"""The embedded demo: its scenes, data set, configs and pictures. Nothing trains here."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ pytest.importorskip("mmseg")
 cv2 = pytest.importorskip("cv2")
 
 from mmengine.config import Config  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.datasets import BaseSegDataset  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
@@ -158,7 +159,8 @@ class Oracle:
 def test_overlays_are_written(scenes, tmp_path):
     cfg = Config.fromfile(own("_base_/demo_scenes.py")[0]).val_dataloader.dataset
     cfg.pop("type")
-    dataset = BaseSegDataset(**{**cfg, "data_root": str(scenes / "target")})
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        dataset = BaseSegDataset(**{**cfg, "data_root": str(scenes / "target")})
     labels = dataset[0]["data_samples"].gt_sem_seg.data.numpy()
     assert set(np.unique(labels)) <= {*range(len(CLASSES)), 255}  # 'other' is ignored
     model = Oracle()

@@ -20,9 +20,7 @@ model = dict(
         num_heads=3,
         out_indices=(1, 2, 3),
     ),
-    neck=dict(
-        type="MultiLevelNeck", in_channels=[96, 96, 96], out_channels=48, scales=[2, 1, 0.5]
-    ),
+    neck=dict(type="MultiLevelNeck", in_channels=[96, 96, 96], out_channels=48, scales=[2, 1, 0.5]),
     decode_head=dict(
         type="UPerHead",
         in_channels=[48, 48, 48],

@@ -19,9 +19,9 @@ RESULTS = "results.json"
 def prepare(cfg: Config) -> None:
     """Make what is not there yet, and say so; a later run finds it and is quick.
 
-    Writes into the folder two above ``cfg.train_dataloader.dataset.data_root``: the scenes of both
+    Writes into the folder two above ``cfg.train_dataloader.dataset.data_root``: scenes of both
     domains, ``source.pth`` (a segmentor trained fully on the source domain), the predictions of a
-    head on its frozen backbone for the target domain (``frozen_predictions``), and ``results.json``.
+    head on its frozen backbone for the target domain (``frozen_predictions``), ``results.json``.
 
     Args:
         cfg: the demo's config.
