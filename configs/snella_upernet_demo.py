@@ -5,7 +5,7 @@ _base_ = __import__("snella_seg").stock("_base_/default_runtime.py") + [
     "./_base_/demo_vit_upernet.py",
     "./_base_/demo_schedule.py",
 ]
-prepare = "snella_seg.demo:prepare"
+prepare = "snella_seg.demo.prepare:prepare"
 model = dict(
     backbone=dict(
         _delete_=True,

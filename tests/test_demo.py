@@ -16,6 +16,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 
 from snella_seg import own  # noqa: E402
 from snella_seg.demo.dataset import DOMAINS, STAMP, write_dataset  # noqa: E402
+from snella_seg.demo.prepare import prepare  # noqa: E402
 from snella_seg.demo.report import draw_overlays  # noqa: E402
 from snella_seg.demo.scene import CLASSES, OTHER, PALETTE, SIZE, Scene  # noqa: E402
 from snella_seg.demo.scenes import render  # noqa: E402
@@ -112,8 +113,6 @@ def test_interrupted_writing_leaves_no_set(tmp_path, monkeypatch):
         write_dataset(root, training=3, validation=2)
     assert not root.exists()
     monkeypatch.undo()
-    for leftover in tmp_path.iterdir():  # a later process has another id, hence another name
-        leftover.rename(tmp_path / "scenes.partial-0")
     assert write_dataset(root, training=3, validation=2)
     assert (root / STAMP).is_file()
 
@@ -127,16 +126,60 @@ def test_config_names_the_generators_classes():
     assert tuple(model.data_preprocessor["size"]) == tuple(model.backbone.img_size) == SIZE
 
 
-def test_frozen_reference_differs_from_the_main_job_in_adaptation_only():
-    main, frozen = (
-        Config.fromfile(own(name)[0]).to_dict()
-        for name in ("snella_upernet_demo.py", "_base_/demo_frozen.py")
-    )
+@pytest.fixture
+def trainings(monkeypatch, tmp_path):
+    """The configs that ``prepare`` would train; it works in ``tmp_path``."""
+    found = []
+
+    def train(cfg, checkpoint=None):
+        found.append(cfg.to_dict())
+        return 50.0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("snella_seg.demo.prepare._train", train)
+    monkeypatch.setattr("snella_seg.demo.prepare._evaluate", lambda cfg: 10.0)
+    monkeypatch.setattr("snella_seg.demo.prepare.write_dataset", lambda root: False)
+    monkeypatch.setattr("snella_seg.demo.prepare.is_written", lambda root: True)
+    (tmp_path / "data/snella_demo").mkdir(parents=True)
+    return found
+
+
+def demo_config(**options):
+    cfg = Config.fromfile(own("snella_upernet_demo.py")[0])
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def test_the_frozen_reference_differs_in_adaptation_only(trainings):
+    cfg = demo_config(**{"train_cfg.max_iters": 7, "model.decode_head.channels": 8})
+    prepare(cfg)
+    source, frozen = trainings
+    assert source["train_cfg"]["max_iters"] == 400
     assert frozen["model"]["backbone"].pop("targets") == []
-    assert main["model"]["backbone"].pop("targets") == "auto"
-    for key in ("prepare", "custom_hooks"):
-        assert main.pop(key) and not frozen.pop(key)
-    assert frozen == main
+    assert frozen["custom_hooks"] == []
+    main = cfg.to_dict()
+    main["model"]["backbone"].pop("targets")
+    for key in ("model", "train_cfg", "optim_wrapper", "param_scheduler", "train_dataloader"):
+        assert frozen[key] == main[key]
+
+
+def test_only_what_is_not_there_is_prepared(trainings):
+    for options, count in (
+        ({}, 2),
+        ({}, 2),
+        ({"load_from": "x.pth", "work_dir": "y"}, 2),
+        ({"randomness.seed": 1}, 3),  # the source model stays
+        ({"randomness.seed": 1}, 3),
+    ):
+        prepare(demo_config(**options))
+        assert len(trainings) == count
+
+
+def test_several_processes_do_not_prepare(trainings):
+    with pytest.raises(ValueError, match="once in a single process"):
+        prepare(demo_config(launcher="pytorch"))
+    prepare(demo_config())
+    prepare(demo_config(launcher="pytorch"))
 
 
 class Oracle:

@@ -59,6 +59,8 @@ def main() -> None:
     args = parse_args()
     cfg = runtime.load_config(args.config, args.cfg_options)
     runtime.set_work_dir(cfg, args.work_dir, args.config)
+    runtime.fit_to_machine(cfg, args.launcher)
+    runtime.prepare(cfg)
     runtime.check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
@@ -71,8 +73,6 @@ def main() -> None:
         cfg.model = cfg.tta_model
     if args.out:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runtime.fit_to_machine(cfg, args.launcher)
-    runtime.prepare(cfg)
     runtime.check_datasets(cfg, "test_dataloader")
     runtime.allow_numpy_scalars()
     runner = Runner.from_cfg(cfg)

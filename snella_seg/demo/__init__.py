@@ -1,5 +1,1 @@
 """The embedded demo: generated scenes, a small ViT taught by day and adapted to the night."""
-
-from .prepare import prepare
-
-__all__ = ["prepare"]

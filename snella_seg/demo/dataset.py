@@ -1,7 +1,6 @@
 """Writes the generated scenes once, in ADE20K's layout."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -29,21 +28,30 @@ def write_dataset(root: Path, training: int = 320, validation: int = 60) -> bool
     Returns:
         Whether anything was written.
     """
-    stamp = dict(
-        version=VERSION, size=SIZE, classes=CLASSES, training=training, validation=validation
-    )
-    stamp = json.dumps(stamp)
-    if (root / STAMP).is_file() and (root / STAMP).read_text() == stamp:
+    if is_written(root, training, validation):
         return False
-    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was interrupted
     for d, domain in enumerate(DOMAINS):
         for s, (split, count) in enumerate((("training", training), ("validation", validation))):
             _write_split(partial / domain, split, domain, count, seed=(d, s))
-    (partial / STAMP).write_text(stamp)
+    (partial / STAMP).write_text(_stamp(training, validation))
     if root.exists():
         shutil.rmtree(root)
     partial.rename(root)
     return True
+
+
+def is_written(root: Path, training: int = 320, validation: int = 60) -> bool:
+    """Whether the scenes that this generator makes are there, whole."""
+    stamp = root / STAMP
+    return stamp.is_file() and stamp.read_text() == _stamp(training, validation)
+
+
+def _stamp(training: int, validation: int) -> str:
+    return json.dumps(
+        dict(version=VERSION, size=SIZE, classes=CLASSES, training=training, validation=validation)
+    )
 
 
 def _write_split(folder: Path, split: str, domain: str, count: int, seed: tuple[int, int]) -> None:

@@ -11,9 +11,19 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..configs import own
-from .dataset import STAMP, write_dataset
+from .dataset import VERSION, is_written, write_dataset
 
 RESULTS = "results.json"
+#: The parts of a config that decide what a run ends with.
+_DECISIVE = (
+    "model",
+    "optim_wrapper",
+    "param_scheduler",
+    "train_cfg",
+    "train_dataloader",
+    "val_dataloader",
+    "randomness",
+)
 
 
 def prepare(cfg: Config) -> None:
@@ -22,36 +32,55 @@ def prepare(cfg: Config) -> None:
     Writes into the folder two above ``cfg.train_dataloader.dataset.data_root``: scenes of both
     domains, ``source.pth`` (a segmentor trained fully on the source domain), the predictions of a
     head on its frozen backbone for the target domain (``frozen_predictions``), ``results.json``.
+    The frozen reference is the config itself, whatever was overridden in it, with nothing adapted.
 
     Args:
         cfg: the demo's config.
+
+    Raises:
+        ValueError: when several processes are to train and something is not there yet.
     """
     root = Path(cfg.train_dataloader.dataset.data_root).parents[1]
-    scenes = root / "scenes"
-    if write_dataset(scenes):
-        _say(f"generated street scenes by day and by night in {scenes}")
-    source = _quiet(Config.fromfile(own("_base_/demo_source.py")[0]), root)
-    frozen = _quiet(Config.fromfile(own("_base_/demo_frozen.py")[0]), root)
-    key = _key((scenes / STAMP).read_text(), source, frozen)
-    if _results(root).get("key") == key:
+    source = _quiet(Config.fromfile(own("_base_/demo_source.py")[0]), "source", root)
+    frozen = _quiet(Config(cfg.to_dict()), "frozen", root)
+    frozen.model.backbone.targets = []
+    frozen.custom_hooks = []
+    source_key = _key(str(VERSION), source)
+    key = _key(source_key, frozen)
+    results = _results(root)
+    if is_written(root / "scenes") and results.get("key") == key:
         return
-    begin = time.time()
-    _say(f"training a small ViT on the day scenes, {source.train_cfg.max_iters} iterations")
-    results = dict(key=key, source_by_day=_train(source, root / "source.pth"))
-    as_is = _quiet(Config.fromfile(own("_base_/demo_source.py")[0]), root)
-    as_is.update(load_from=str(root / "source.pth"), val_dataloader=frozen.val_dataloader)
-    results["source_by_night"] = _evaluate(as_is)
+    if cfg.get("launcher", "none") != "none":
+        raise ValueError("prepare the demo first: run it once in a single process, no --launcher")
+    if write_dataset(root / "scenes"):
+        _say(f"generated street scenes by day and by night in {root / 'scenes'}")
+    if results.get("source_key") != source_key:
+        results = _train_source(source, frozen.val_dataloader, root)
+        results["source_key"] = source_key
+        _write(root, results)
     _say(
         f"mIoU {results['source_by_day']:.2f} by day, {results['source_by_night']:.2f} by night; "
-        f"training a head for the night on its frozen backbone, "
+        "training a head for the night on its frozen backbone, "
         f"{frozen.train_cfg.max_iters} iterations"
     )
     frozen.val_evaluator.output_dir = str(root / "frozen_predictions")
-    results["frozen"] = _train(frozen)
+    results.update(frozen=_train(frozen), key=key)
+    _write(root, results)
+    _say(f"mIoU {results['frozen']:.2f} with the frozen backbone; now SNELLA")
+
+
+def _train_source(source: Config, night: dict, root: Path) -> dict:
+    """Train the source model; return its mIoU in its own domain and, as it is, in the other."""
+    _say(f"training a small ViT on the day scenes, {source.train_cfg.max_iters} iterations")
+    by_day = _train(source, root / "source.pth")
+    source.update(load_from=str(root / "source.pth"), val_dataloader=night)
+    return dict(source_by_day=by_day, source_by_night=_evaluate(source))
+
+
+def _write(root: Path, results: dict) -> None:
     partial = root / f"{RESULTS}.partial"
     partial.write_text(json.dumps(results, indent=1))
     partial.replace(root / RESULTS)
-    _say(f"mIoU {results['frozen']:.2f}; prepared in {time.time() - begin:.0f} s")
 
 
 def _results(root: Path) -> dict:
@@ -63,20 +92,22 @@ def _say(what: str) -> None:
     print(f"demo: {what}", flush=True)
 
 
-def _key(stamp: str, *configs: Config) -> str:
-    """What the prepared results depend on, as a short hash."""
-    text = stamp + json.dumps([c.to_dict() for c in configs], sort_keys=True, default=str)
+def _key(before: str, cfg: Config) -> str:
+    """What a prepared result depends on, as a short hash."""
+    parts = {part: cfg.to_dict().get(part) for part in _DECISIVE}
+    text = before + json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha1(text.encode()).hexdigest()[:16]
 
 
-def _quiet(cfg: Config, root: Path) -> Config:
-    """Let a preparatory run keep to itself: own names, own folder, no log."""
-    name = f"demo_{Path(cfg.filename).stem}"
+def _quiet(cfg: Config, name: str, root: Path) -> Config:
+    """Let a preparatory run keep to itself: own name, own folder, no log, nothing loaded."""
     cfg.update(
         launcher="none",
         work_dir=str(root / "runs" / name),
-        experiment_name=name,
+        experiment_name=f"demo_{name}",
         log_level="ERROR",
+        load_from=None,
+        resume=False,
     )
     return cfg
 
