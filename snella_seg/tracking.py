@@ -48,8 +48,20 @@ class ImportanceTracker:
             )
         self.importance, self.beta1, self.beta2 = importance, beta1, beta2
         self.factors = [f for adapter in self.adapters.values() for f in adapter.factors]
-        self.average = [torch.zeros_like(f, requires_grad=False) for f in self.factors]
-        self.uncertainty = [torch.zeros_like(f, requires_grad=False) for f in self.factors]
+        self._allocate(self.factors[0].device)
+
+    def _allocate(self, device: torch.device) -> None:
+        """One buffer each for all averages and uncertainties, and views per factor tensor."""
+        sizes = [factor.numel() for factor in self.factors]
+        self._averages = torch.zeros(sum(sizes), device=device)
+        self._uncertainties = torch.zeros_like(self._averages)
+        self.average, self.uncertainty = (
+            self._views(flat) for flat in (self._averages, self._uncertainties)
+        )
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([factor.numel() for factor in self.factors])
+        return [part.view(f.shape) for part, f in zip(parts, self.factors, strict=True)]
 
     @torch.no_grad()
     def update(self, grad_scale: Tensor | float = 1.0) -> None:
@@ -61,20 +73,23 @@ class ImportanceTracker:
         if self.importance == "frobenius":
             return
         self._follow_device()
-        if self.importance == "magnitude":
-            current = torch._foreach_abs(self.factors)
-        else:
-            grads = [torch.zeros_like(f) if f.grad is None else f.grad for f in self.factors]
-            current = torch._foreach_mul(self.factors, grads)
+        current = torch.empty_like(self._averages)
+        views = self._views(current)
+        torch._foreach_copy_(views, self.factors)
+        if self.importance == "sensitivity":
+            pairs = [(v, f.grad) for v, f in zip(views, self.factors, strict=True)]
+            given = [pair for pair in pairs if pair[1] is not None]
+            if len(given) < len(pairs):
+                torch._foreach_zero_([view for view, grad in pairs if grad is None])
+            if given:
+                torch._foreach_mul_(*map(list, zip(*given, strict=True)))
             if not isinstance(grad_scale, float) or grad_scale != 1.0:
-                torch._foreach_div_(current, grad_scale)
-            torch._foreach_abs_(current)
-            for values in current:
-                values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        torch._foreach_lerp_(self.average, current, 1 - self.beta1)
-        torch._foreach_sub_(current, self.average)
-        torch._foreach_abs_(current)
-        torch._foreach_lerp_(self.uncertainty, current, 1 - self.beta2)
+                current /= grad_scale
+            current.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        current.abs_()
+        self._averages.lerp_(current, 1 - self.beta1)
+        current.sub_(self._averages).abs_()
+        self._uncertainties.lerp_(current, 1 - self.beta2)
 
     @torch.no_grad()
     def scores(self) -> list[float]:
@@ -113,7 +128,9 @@ class ImportanceTracker:
                 mine.copy_(saved)
 
     def _follow_device(self) -> None:
-        if self.average[0].device != self.factors[0].device:
-            device = self.factors[0].device
-            self.average = [t.to(device) for t in self.average]
-            self.uncertainty = [t.to(device) for t in self.uncertainty]
+        device = self.factors[0].device
+        if self._averages.device != device:
+            known = self._averages, self._uncertainties
+            self._allocate(device)
+            self._averages.copy_(known[0])
+            self._uncertainties.copy_(known[1])

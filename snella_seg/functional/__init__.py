@@ -1,15 +1,17 @@
 """The SNELLA method as pure functions: torch and numpy only, no state, no OpenMMLab import."""
 
 from .allocation import allocate_budget, budget_schedule
+from .blocks import DeltaBlock
 from .delta import DeltaRule
 from .importance import ema_importance, importance_score
 from .kernels import KERNELS, distance_kernel, mixed_kernel
-from .product import DeltaBlock, adapted_linear, adapted_weight
-from .sparsify import SPARSIFIERS, quantile_threshold, sparsify
+from .product import adapted_linear, adapted_weight
+from .sparsify import SPARSIFIERS, Bracket, quantile_threshold, sparsify
 
 __all__ = [
     "KERNELS",
     "SPARSIFIERS",
+    "Bracket",
     "DeltaBlock",
     "DeltaRule",
     "adapted_linear",

@@ -8,6 +8,13 @@ from torch import Tensor
 from .kernels import KERNELS
 from .sparsify import apply_threshold, quantile_threshold
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+def in_working_precision(params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors in half precision become single, others stay."""
+    return tuple(p.float() if p.dtype in HALF else p for p in params)
+
 
 @dataclass(frozen=True)
 class DeltaRule:
@@ -36,9 +43,7 @@ class DeltaRule:
             threshold: reuse this one instead of looking for it (when recomputing).
         """
         kernel, _ = KERNELS[self.kernel]
-        half = (torch.float16, torch.bfloat16)
-        params = tuple(p.float() if p.dtype in half else p for p in params)
-        dense = kernel(*params, scale=self.scale)
+        dense = kernel(*in_working_precision(params), scale=self.scale)
         if threshold is None:
             threshold = quantile_threshold(dense, sparsity)
         return apply_threshold(dense, threshold, self.sparsifier), threshold

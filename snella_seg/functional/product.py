@@ -1,8 +1,7 @@
-"""Products with a frozen weight plus sparse deltas that are recomputed, never kept.
+"""Linear layers with a frozen weight plus sparse deltas, as autograd functions.
 
-A frozen weight may hold several matrices stacked by rows (the packed q, k and v of an attention);
-each is a :class:`DeltaBlock`. Between forward and backward nothing of the weight's size stays
-alive: backward makes each delta again from its factors, with the threshold that forward found.
+Between forward and backward nothing of the weight's size stays alive: backward makes each delta
+again from its factors, with the threshold that forward found.
 """
 
 from dataclasses import dataclass
@@ -12,176 +11,264 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .delta import DeltaRule
+from .blocks import DeltaBlock, MadeBlock, merge_deltas, product_backward, weight_backward
+from .delta import HALF
+from .recompute import Recipe, recipe_of
 
 
-@dataclass
-class DeltaBlock:
-    """The sparse delta of the rows ``start:stop`` of a weight, as the recipe that makes it.
-
-    Args:
-        start, stop: row range of the weight that this delta adds to.
-        rule: how it is made.
-        sparsity: share of its entries that are zero, in [0, 1].
-        params: in_factors (H, in, r/H), out_factors (H, stop - start, r/H), then scalars.
-    """
-
-    start: int
-    stop: int
-    rule: DeltaRule
-    sparsity: float
-    params: tuple[Tensor, ...]
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype of products under automatic mixed precision; None where that is off."""
+    if hasattr(torch, "get_autocast_dtype"):
+        enabled = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if enabled else None
+    if device_type == "cpu":  # torch < 2.4
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
-def merging_loses_deltas(weight: Tensor) -> bool:
-    """Whether a product with ``weight`` runs in half precision, which rounds small deltas away."""
-    return weight.dtype in (torch.float16, torch.bfloat16) or _autocast_enabled(weight.device.type)
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    """Whether automatic mixed precision is on for this device, on torch old and new."""
-    try:
-        return torch.is_autocast_enabled(device_type)
-    except TypeError:  # torch < 2.4 takes no device
-        if device_type == "cpu":
-            return torch.is_autocast_cpu_enabled()
-        return torch.is_autocast_enabled()
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """In which precision a product with ``weight`` runs here and now."""
+    half = autocast_dtype(weight.device.type)
+    return weight.dtype if half is None or weight.dtype == torch.float64 else half
 
 
 def _full_precision(device: torch.device):
     return torch.autocast(device.type, enabled=False)
 
 
-def _split_params(flat: tuple[Tensor, ...], blocks: list[DeltaBlock]) -> list[tuple[Tensor, ...]]:
-    """Undo the flattening of all blocks' parameters."""
+def _flat(groups) -> list:
+    return [item for group in groups for item in group]
+
+
+def _grouped(flat, lengths: list[int]) -> list[tuple]:
+    """Undo :func:`_flat`."""
     groups, start = [], 0
-    for block in blocks:
-        groups.append(flat[start : start + len(block.params)])
-        start += len(block.params)
+    for length in lengths:
+        groups.append(tuple(flat[start : start + length]))
+        start += length
     return groups
 
 
-def _add_deltas(merged: Tensor, blocks, param_groups) -> list[Tensor]:
-    """Add each block's delta to its rows of ``merged`` in place; return the thresholds."""
-    thresholds = []
-    for block, params in zip(blocks, param_groups, strict=True):
-        delta, threshold = block.rule(params, block.sparsity)
-        merged[block.start : block.stop] += delta
-        thresholds.append(threshold)
-    return thresholds
+@dataclass
+class _Branch:
+    """On what the deltas act: which entries of the first dimension, after which dropout.
+
+    ``keep`` are the indices that drop-path keeps, None for all; ``scale`` makes up for the
+    others. Dropout's mask is drawn anew from ``seed`` whenever it is needed.
+    """
+
+    keep: Tensor | None
+    scale: float
+    dropout: float
+    seed: int
+
+    @classmethod
+    def draw(cls, x: Tensor, dropout: float, drop_path: float) -> "_Branch":
+        keep, scale, seed = None, 1.0, 0
+        if drop_path:
+            kept = torch.rand(len(x)) >= drop_path
+            keep = None if kept.all() else kept.nonzero()[:, 0].to(x.device)
+            scale = 1.0 / (1.0 - drop_path)
+        if dropout:
+            seed = int(torch.randint(2**62, ()))
+        return cls(keep, scale, dropout, seed)
+
+    def select(self, x: Tensor) -> Tensor:
+        """The entries that are kept, as rows (M, features)."""
+        x = x if self.keep is None else x[self.keep]
+        return x.reshape(-1, x.shape[-1])
+
+    def drop(self, rows: Tensor) -> Tensor:
+        """Dropout, the same at every call."""
+        if not self.dropout:
+            return rows
+        generator = torch.Generator(rows.device).manual_seed(self.seed)
+        share = 1.0 - self.dropout
+        mask = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+        return rows * mask.bernoulli_(share, generator=generator) / share
+
+    def add(self, total: Tensor, rows: Tensor) -> None:
+        """Add rows to where :meth:`select` took them from, in place."""
+        if self.keep is None:
+            total += rows.view(total.shape)
+        else:
+            total.index_add_(0, self.keep, rows.view(-1, *total.shape[1:]))
+
+    def place(self, rows: Tensor, others, like: Tensor) -> Tensor:
+        """Rows where :meth:`select` took them from, and ``others(entries)`` of what it left out."""
+        shape = (*like.shape[:-1], rows.shape[-1])
+        if self.keep is None:
+            return rows.view(shape)
+        total = rows.new_empty(shape)
+        total[self.keep] = rows.view(-1, *shape[1:])
+        left = torch.ones(len(like), dtype=torch.bool, device=rows.device)
+        left[self.keep] = False
+        total[left] = others(like[left])
+        return total
 
 
-def _backward_deltas(blocks, param_groups, thresholds, grad_weight, merged=None) -> list:
-    """Gradients of all blocks' parameters, flattened; adds the deltas to ``merged`` on the way."""
-    grads = []
-    for block, params, threshold in zip(blocks, param_groups, thresholds, strict=True):
-        wanted = [p.requires_grad for p in params]
-        leaves = tuple(p.detach().requires_grad_(w) for p, w in zip(params, wanted, strict=True))
-        with torch.enable_grad():
-            delta, _ = block.rule(leaves, block.sparsity, threshold)
-        if merged is not None:
-            merged[block.start : block.stop] += delta.detach()
-        found = iter(
-            torch.autograd.grad(
-                delta,
-                [leaf for leaf in leaves if leaf.requires_grad],
-                grad_weight[block.start : block.stop].to(delta.dtype),
-            )
-            if any(wanted) and grad_weight is not None
-            else ()
-        )
-        grads += [next(found, None) if w else None for w in wanted]
-    return grads
+@dataclass
+class _Layer:
+    """All that is no tensor in a call of the product, and what backward learns from forward."""
+
+    blocks: list[DeltaBlock]
+    split: bool
+    dtype: torch.dtype
+    branch: _Branch
+    recipe: Recipe | None
 
 
-class _DeltaProduct(torch.autograd.Function):
-    """``x (W + deltas)^T + b``, saving x, the threshold of each block and what exists anyway."""
+class _AdaptedLinear(torch.autograd.Function):
+    """``x W^T + b`` plus the deltas' product with what the branch keeps of x.
+
+    Merged: one product with W + deltas (and one with W for what drop-path leaves out). Split: W
+    and the deltas have a product each, which half precision and dropout need. Kept for backward:
+    x or how it was made, a threshold per block, and what exists anyway.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shape, blocks, *params):
-        groups = _split_params(params, blocks)
+    def forward(ctx, x, weight, bias, layer, *params):
+        branch, dtype = layer.branch, layer.dtype
         with _full_precision(x.device):
-            merged = params[0].new_zeros(shape) if weight is None else weight.detach().clone()
-            thresholds = _add_deltas(merged, blocks, groups)
-            y = F.linear(x, merged.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        ctx.shape, ctx.blocks, ctx.bias_dtype = shape, blocks, None if bias is None else bias.dtype
-        ctx.save_for_backward(x, weight, *thresholds, *params)
+            used = x.to(dtype)
+            plain_weight, plain_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            rows = branch.select(used)
+            base = None if layer.split else weight
+            merged, states = merge_deltas(base, weight.shape, layer.blocks, branch.scale)
+            if layer.split:
+                y = F.linear(used, plain_weight, plain_bias)
+                branch.add(y, F.linear(branch.drop(rows), merged.to(dtype)))
+            else:
+                rows = F.linear(rows, merged.to(dtype), plain_bias)
+                y = branch.place(rows, lambda left: F.linear(left, plain_weight, plain_bias), used)
+        ctx.layer = layer
+        kept = (used,) if layer.recipe is None else layer.recipe.inputs
+        ctx.lengths = [len(kept), *map(len, states)]
+        ctx.input_dtype = x.dtype
+        ctx.save_for_backward(weight, bias, *kept, *_flat(states), *params)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
-        blocks = ctx.blocks
-        x, weight, *rest = ctx.saved_tensors
-        thresholds, groups = rest[: len(blocks)], _split_params(rest[len(blocks) :], blocks)
+        layer, branch = ctx.layer, ctx.layer.branch
+        weight, bias, *rest = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_x = merged = None
-        with _full_precision(x.device):
-            grad_weight = flat_grad.T @ x.reshape(-1, x.shape[-1])  # (out, in)
-            if needs_x:
-                like = groups[0][0] if weight is None else weight
-                merged = like.new_zeros(ctx.shape) if weight is None else weight.detach().clone()
-            grads = _backward_deltas(blocks, groups, thresholds, grad_weight, merged)
-            if needs_x:
-                grad_x = grad_y @ merged.to(grad_y.dtype)
-        grad_bias = flat_grad.sum(0).to(ctx.bias_dtype) if needs_bias else None
-        return grad_x, grad_weight if needs_weight else None, grad_bias, None, None, *grads
+        lengths = ctx.lengths + [len(block.params) for block in layer.blocks]
+        kept, *groups = _grouped(rest, lengths)
+        states, params = groups[: len(layer.blocks)], groups[len(layer.blocks) :]
+        needs = _grouped(ctx.needs_input_grad[4:], [len(group) for group in params])
+        made = [
+            MadeBlock(block.with_params(group), state, need)
+            for block, group, state, need in zip(layer.blocks, params, states, needs, strict=True)
+        ]
+        x = (kept[0] if layer.recipe is None else layer.recipe(*kept)).to(layer.dtype)
+        with _full_precision(grad_y.device):
+            grad_y = grad_y.to(layer.dtype)
+            plain_weight = weight.to(layer.dtype)
+            rows = branch.drop(branch.select(x))
+            grad_rows, grads = product_backward(
+                rows,
+                branch.select(grad_y),
+                None if layer.split else weight,
+                weight.shape,
+                made,
+                branch.scale,
+                needs_x,
+            )
+            grad_x = None
+            if needs_x and layer.split:
+                grad_x = grad_y @ plain_weight
+                branch.add(grad_x, branch.drop(grad_rows))
+            elif needs_x:
+                grad_x = branch.place(grad_rows, lambda left: left @ plain_weight, grad_y)
+            flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
+            grad_weight = grad_bias = None
+            if needs_weight:
+                grad_weight = (flat_grad.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            if needs_bias:
+                grad_bias = flat_grad.sum(0).to(bias.dtype)
+        grad_x = None if grad_x is None else grad_x.to(ctx.input_dtype)
+        return grad_x, grad_weight, grad_bias, None, *grads
 
 
-class _DeltaWeight(torch.autograd.Function):
-    """``W + deltas`` as a tensor, its deltas made again in backward."""
+class _AdaptedWeight(torch.autograd.Function):
+    """``W + deltas`` as a tensor, its deltas made again in backward.
+
+    The parameters are held as they are, not as saved tensors, so that one such tensor may serve
+    several graphs that are freed one by one; their versions are checked here.
+    """
 
     @staticmethod
     def forward(ctx, weight, blocks, *params):
-        merged = weight.detach().clone()
         with _full_precision(weight.device):
-            thresholds = _add_deltas(merged, blocks, _split_params(params, blocks))
-        ctx.blocks = blocks
-        ctx.save_for_backward(*thresholds, *params)
-        return merged
+            merged, ctx.states = merge_deltas(weight, weight.shape, blocks)
+        ctx.blocks, ctx.versions = blocks, [p._version for p in params]
+        return merged.to(weight.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_weight):
-        blocks = ctx.blocks
-        thresholds = ctx.saved_tensors[: len(blocks)]
-        groups = _split_params(ctx.saved_tensors[len(blocks) :], blocks)
+        params = _flat(block.params for block in ctx.blocks)
+        if [p._version for p in params] != ctx.versions:
+            raise RuntimeError(
+                "the SNELLA factors were changed in place between forward and backward; run "
+                "backward before the optimizer's step"
+            )
+        needs = _grouped(ctx.needs_input_grad[2:], [len(block.params) for block in ctx.blocks])
+        made = [
+            MadeBlock(block.with_params(tuple(p.detach() for p in block.params)), state, need)
+            for block, state, need in zip(ctx.blocks, ctx.states, needs, strict=True)
+        ]
         with _full_precision(grad_weight.device):
-            grads = _backward_deltas(blocks, groups, thresholds, grad_weight)
+            grads = weight_backward(grad_weight, made)
         return grad_weight if ctx.needs_input_grad[0] else None, None, *grads
 
 
-def _flat(blocks: list[DeltaBlock]) -> list[Tensor]:
-    return [p for block in blocks for p in block.params]
-
-
 def adapted_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, blocks: list[DeltaBlock]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    blocks: list[DeltaBlock],
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
 ) -> Tensor:
-    """Linear layer with a frozen weight and sparse deltas: ``y = x (W + deltas)^T + b``.
+    """Linear layer with a frozen weight and sparse deltas: ``y = x W^T + b + f(g(x) deltas^T)``.
 
     In single and double precision W and the deltas are merged into one product. Under autocast,
     and for a weight held in half precision, a merged weight would round the deltas away: there W
-    and the deltas keep a product each, and the deltas are made in single precision.
+    and the deltas keep a product each, and the deltas are made in single precision. So they do
+    where dropout is asked for.
 
     Args:
-        x: input, shape (..., in).
+        x: input, shape (..., in). Where it was marked as recomputable
+            (:mod:`snella_seg.functional.recompute`), its recipe is kept for backward instead.
         weight: W, shape (out, in).
         bias: shape (out,) or None.
         blocks: the deltas, by row ranges that do not overlap; an empty list gives the plain layer.
+        dropout: g, probability with which inputs of the deltas' product are left out.
+        drop_path: f, probability with which an entry of the first dimension of x does without
+            the deltas; the others' are scaled up. Costs no product.
 
     Returns:
         Tensor of shape (..., out).
+
+    Raises:
+        ValueError: when a probability lies outside [0, 1).
     """
+    for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")
     if not blocks:
         return F.linear(x, weight, bias)
-    if merging_loses_deltas(weight):
-        y = F.linear(x, weight, bias)
-        return y + _DeltaProduct.apply(
-            x.to(y.dtype), None, None, weight.shape, blocks, *_flat(blocks)
-        )
-    return _DeltaProduct.apply(x, weight, bias, weight.shape, blocks, *_flat(blocks))
+    layer = _Layer(
+        blocks,
+        split=bool(dropout) or product_dtype(weight) in HALF,
+        dtype=product_dtype(weight),
+        branch=_Branch.draw(x, dropout, drop_path),
+        recipe=recipe_of(x),
+    )
+    return _AdaptedLinear.apply(x, weight, bias, layer, *_flat(block.params for block in blocks))
 
 
 def adapted_weight(weight: Tensor, blocks: list[DeltaBlock]) -> Tensor:
@@ -189,4 +276,6 @@ def adapted_weight(weight: Tensor, blocks: list[DeltaBlock]) -> Tensor:
 
     The deltas themselves are not kept for backward; the result is, by whoever multiplies with it.
     """
-    return _DeltaWeight.apply(weight, blocks, *_flat(blocks)) if blocks else weight
+    if not blocks:
+        return weight
+    return _AdaptedWeight.apply(weight, blocks, *_flat(block.params for block in blocks))

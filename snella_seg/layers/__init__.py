@@ -2,5 +2,12 @@
 
 from .adapted import AdaptedLinear, AdaptedModule, AdaptedMultiheadAttention
 from .adapter import SnellaAdapter
+from .recompute import enable_recompute
 
-__all__ = ["AdaptedLinear", "AdaptedModule", "AdaptedMultiheadAttention", "SnellaAdapter"]
+__all__ = [
+    "AdaptedLinear",
+    "AdaptedModule",
+    "AdaptedMultiheadAttention",
+    "SnellaAdapter",
+    "enable_recompute",
+]

@@ -6,13 +6,17 @@ An adapted module keeps its class (it becomes a subclass of it), its parameters 
 """
 
 import functools
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from ..functional import DeltaBlock, adapted_linear, adapted_weight
-from ..functional.product import merging_loses_deltas
+from ..functional.blocks import merge_deltas
+from ..functional.delta import HALF
+from ..functional.product import product_dtype
 from .adapter import SnellaAdapter
 
 
@@ -30,13 +34,13 @@ class AdaptedModule(nn.Module):
         self.adapters = nn.ModuleDict()
         self.adapter_rows: dict[str, tuple[int, int]] = {}
         self.adapters_enabled = True
-        self._merged = (None, None)
+        self._forget()
 
     def add_adapter(self, name: str, rows: tuple[int, int], adapter: SnellaAdapter) -> None:
         """Let ``adapter`` act on the rows ``rows[0]:rows[1]`` of the weight."""
         self.adapters[name] = adapter
         self.adapter_rows[name] = rows
-        self._merged = (None, None)
+        self._forget()
 
     @property
     def base_weight(self) -> nn.Parameter:
@@ -48,44 +52,95 @@ class AdaptedModule(nn.Module):
         if not self.adapters_enabled:
             return []
         stop = len(self.base_weight) if stop is None else stop
-        return [
-            DeltaBlock(first - start, last - start, adapter.rule, sparsity, adapter.params)
-            for name, adapter in self.adapters.items()
-            for first, last in [self.adapter_rows[name]]
-            for sparsity in [adapter.current_sparsity()]
-            if start <= first and last <= stop
-        ]
+        blocks = []
+        for name, adapter in self.adapters.items():
+            first, last = self.adapter_rows[name]
+            if start <= first and last <= stop:
+                recipe = (adapter.rule, adapter.current_sparsity(), adapter.params, adapter.bracket)
+                blocks.append(DeltaBlock(first - start, last - start, *recipe))
+        return blocks
 
-    def effective_weight(self) -> Tensor:
-        """``W + deltas``; in eval without gradients merged once in single precision and cached.
+    def product(
+        self, x: Tensor, bias: Tensor | None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """``x (W + deltas)^T + b`` over the rows ``start:stop`` of the weight, (..., stop - start).
 
-        The cache follows in-place changes of the weight, the factors and the sparsity, and is
-        dropped by every call of ``train()`` and ``eval()``.
+        In eval without gradients the deltas are made once and cached, see
+        :meth:`effective_weight`; in half precision they keep a product of their own then, too.
         """
-        weight = self.base_weight
+        rows = slice(start, stop)
         if not self.adapters_enabled or not self.adapters:
-            return weight
-        if self.training or torch.is_grad_enabled():
-            return adapted_weight(weight, self.delta_blocks())
-        version = [(weight.data_ptr(), weight._version)]
-        for adapter in self.adapters.values():
-            version += [(t.data_ptr(), t._version) for t in (*adapter.params, adapter.sparsity)]
-        if self._merged[0] != version:
-            self._merged = (version, adapted_weight(weight, self.delta_blocks()))
-        return self._merged[1]
+            return F.linear(x, self.base_weight[rows], bias)
+        if self.live:
+            options = next(iter(self.adapters.values()))
+            drops = (options.dropout, options.drop_path) if self.training else (0.0, 0.0)
+            weight = self.base_weight if start == 0 and stop is None else self.base_weight[rows]
+            return adapted_linear(x, weight, bias, self.delta_blocks(start, stop), *drops)
+        dtype = product_dtype(self.base_weight)
+        if dtype not in HALF:
+            return F.linear(x, self.effective_weight()[rows], bias)
+        y = F.linear(x, self.base_weight[rows], bias)
+        return y + F.linear(x, self._cached(dtype, lambda: self._deltas(dtype))[rows])
 
     @property
-    def inference_merged(self) -> bool:
-        """Whether a forward pass now may use the cached merged weight."""
-        live = self.training or torch.is_grad_enabled()
-        return not (live or merging_loses_deltas(self.base_weight))
+    def live(self) -> bool:
+        """Whether deltas have to be made anew in every pass: in training, or for gradients."""
+        return self.training or torch.is_grad_enabled()
+
+    def effective_weight(self) -> Tensor:
+        """``W + deltas``, made in single precision at least.
+
+        In eval without gradients it is made once and cached. The cache follows in-place changes
+        of the weight, the factors and the sparsity, and is dropped by every call of ``train()``
+        and ``eval()``. Otherwise it is made once per forward, however often it is read: for as
+        long as a graph holds it, and nothing has changed.
+        """
+        if not self.adapters_enabled or not self.adapters:
+            return self.base_weight
+        if not self.live:
+            return self._cached("weight", self._merge)
+        version = (self._version(), torch.is_grad_enabled())
+        known = self._shared[1]() if self._shared[0] == version else None
+        if known is None:
+            known = self._merge()
+            self._shared = (version, TensorWeakRef(known))
+        return known
+
+    def _merge(self) -> Tensor:
+        if product_dtype(self.base_weight) in HALF:
+            warnings.warn(
+                f"the weight of {type(self).__name__} is read under mixed precision; whoever "
+                "multiplies with it rounds most of the SNELLA delta away. Call the module instead",
+                stacklevel=4,
+            )
+        return adapted_weight(self.base_weight, self.delta_blocks())
+
+    def _deltas(self, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(self.base_weight.device.type, enabled=False):
+            return merge_deltas(None, self.base_weight.shape, self.delta_blocks())[0].to(dtype)
+
+    def _version(self) -> list:
+        tensors = [self.base_weight]
+        for adapter in self.adapters.values():
+            tensors += [*adapter.params, adapter.sparsity]
+        return [(t.data_ptr(), t._version, t.requires_grad) for t in tensors]
+
+    def _cached(self, key, make) -> Tensor:
+        version = self._version()
+        if self._cache.get(key, (None,))[0] != version:
+            self._cache[key] = (version, make())
+        return self._cache[key][1]
+
+    def _forget(self) -> None:
+        self._cache: dict = {}
+        self._shared: tuple = (None, None)
 
     def train(self, mode: bool = True):
-        self._merged = (None, None)
+        self._forget()
         return super().train(mode)
 
     def __getstate__(self):
-        return {**self.__dict__, "_merged": (None, None)}
+        return {**self.__dict__, "_cache": {}, "_shared": (None, None)}
 
     def __reduce_ex__(self, protocol):
         # The class is made at run time, so pickle and deepcopy rebuild it from its stock class.
@@ -105,9 +160,7 @@ class AdaptedLinear(AdaptedModule):
         return self.effective_weight()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.inference_merged or not self.calls_plain_linear:
-            return super().forward(x)
-        return adapted_linear(x, self.base_weight, self.bias, self.delta_blocks())
+        return self.product(x, self.bias) if self.calls_plain_linear else super().forward(x)
 
     @property
     def calls_plain_linear(self) -> bool:
@@ -171,15 +224,10 @@ class AdaptedMultiheadAttention(AdaptedModule):
         if not self.batch_first:
             inputs = tuple(t.transpose(0, 1) for t in inputs)
         if _same(query, key) and _same(query, value):
-            return self._linear(inputs[0], 0, 3 * width, bias).chunk(3, dim=-1)
-        return [self._linear(t, i * width, (i + 1) * width, bias) for i, t in enumerate(inputs)]
-
-    def _linear(self, x, start, stop, bias):
-        bias = None if bias is None else bias[start:stop]
-        if self.inference_merged:
-            return F.linear(x, self.in_proj_weight[start:stop], bias)
-        blocks = self.delta_blocks(start, stop)
-        return adapted_linear(x, self.base_weight[start:stop], bias, blocks)
+            return self.product(inputs[0], bias).chunk(3, dim=-1)
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        rows = ((i * width, (i + 1) * width) for i in range(3))
+        return [self.product(t, b, *r) for t, b, r in zip(inputs, biases, rows, strict=True)]
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(N, L, E) -> (N, heads, L, E / heads)."""

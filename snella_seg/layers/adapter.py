@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..functional import KERNELS, SPARSIFIERS, DeltaRule
+from ..functional import KERNELS, SPARSIFIERS, Bracket, DeltaRule
 
 
 class SnellaAdapter(nn.Module):
@@ -29,7 +29,11 @@ class SnellaAdapter(nn.Module):
         sparsifier: ``'weighted'``, ``'soft'`` or ``'hard'``, see
             :func:`snella_seg.functional.sparsify`.
         initial_sparsity: share of weights left out at the start, in [0, 1).
-        scale: weight of each head in the distance kernel.
+        scale: weight of each head in the distance kernel, positive.
+        dropout: probability with which an input of the delta's product is left out in training;
+            the published runs use 0.1. Costs a second product per layer.
+        drop_path: probability with which an entry of the batch (a window, in Swin) does without
+            the delta in training; the published runs use 0.1. Costs nothing.
 
     Shapes: ``in_factors`` (H, in, r/H), ``out_factors`` (H, out, r/H), scalars (1,).
 
@@ -47,6 +51,8 @@ class SnellaAdapter(nn.Module):
         sparsifier: str = "weighted",
         initial_sparsity: float = 0.0,
         scale: float = 0.1,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if kernel not in KERNELS:
@@ -61,8 +67,15 @@ class SnellaAdapter(nn.Module):
             )
         if not 0.0 <= initial_sparsity < 1.0:
             raise ValueError(f"initial_sparsity must lie in [0, 1), got {initial_sparsity}")
+        if not (scale > 0.0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be a positive number, got {scale}")
+        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        self.dropout, self.drop_path = dropout, drop_path
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.rule = DeltaRule(kernel, sparsifier, scale)
+        self.bracket = Bracket()
         self.in_factors = nn.Parameter(torch.empty(heads, in_features, rank // heads))
         self.out_factors = nn.Parameter(torch.empty(heads, out_features, rank // heads))
         self.scalar_names = tuple(KERNELS[kernel][1])

@@ -3,14 +3,15 @@
 import copy
 from collections.abc import Sequence
 
-from mmcv.cnn.bricks.transformer import MultiheadAttention
+import torch
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
 from ..checkpoint import check_adapters, check_base, init_base_weights
 from ..inject import adapters_disabled, add_adapters, freeze_base
-from ..layers import AdaptedMultiheadAttention
+from ..layers import enable_recompute
+from .attention import fuse_attention
 
 
 @MODELS.register_module()
@@ -32,8 +33,12 @@ class SnellaBackbone(BaseModule):
         trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
             token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
             patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.
-        fused_attention: let mmcv's attention use ``scaled_dot_product_attention`` where it is
-            adapted; results agree to rounding.
+        fused_attention: use ``scaled_dot_product_attention`` in mmcv's attention (where it is
+            adapted) and in mmseg's Swin, BEiT and MAE; results agree to rounding. timm does by
+            itself.
+        recompute: let adapted layers make the outputs of GELU and LayerNorm again in backward
+            instead of keeping them (:func:`snella_seg.layers.enable_recompute`): the same bits
+            and a third less memory per block for a little time.
         pretrained: path of base weights; the older spelling of ``init_cfg``.
         init_cfg: passed on to the stock backbone, for example
             ``dict(type='Pretrained', checkpoint=...)``. None keeps the one in ``backbone``.
@@ -52,6 +57,7 @@ class SnellaBackbone(BaseModule):
         targets: str | Sequence[str] = "auto",
         trainable: str | Sequence[str] = "auto",
         fused_attention: bool = True,
+        recompute: bool = True,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
         **leaked,
@@ -67,12 +73,10 @@ class SnellaBackbone(BaseModule):
         add_adapters(self.backbone, adapter, targets)
         freeze_base(self.backbone, trainable)
         self._channels_last = str(getattr(_timm_model(self), "output_fmt", "")).endswith("NHWC")
-        for module in self.backbone.modules():
-            attention = getattr(module, "attn", None)
-            if isinstance(module, MultiheadAttention) and isinstance(
-                attention, AdaptedMultiheadAttention
-            ):
-                attention.returns_weights = not fused_attention  # mmcv discards the weights
+        if fused_attention:
+            fuse_attention(self.backbone)
+        if recompute:
+            enable_recompute(self.backbone)
         self._register_load_state_dict_pre_hook(self._before_load)
 
     def init_weights(self) -> None:
@@ -81,6 +85,9 @@ class SnellaBackbone(BaseModule):
             init_base_weights(self.backbone)
 
     def forward(self, x):
+        if self.training and torch.is_grad_enabled() and _checkpoints_blocks(self.backbone):
+            # Reentrant checkpointing passes gradients only to blocks whose input wants one.
+            x = x.detach().requires_grad_()
         outputs = self.backbone(x)
         if self._channels_last:
             return tuple(out.permute(0, 3, 1, 2).contiguous() for out in outputs)
@@ -102,6 +109,12 @@ class SnellaBackbone(BaseModule):
                 state_dict[inner + key.removeprefix(prefix)] = state_dict.pop(key)
         check_base(self.backbone, state_dict, inner, "the checkpoint")
         check_adapters(self.backbone, state_dict, inner)
+
+
+def _checkpoints_blocks(backbone) -> bool:
+    """Whether blocks are recomputed in backward: mmseg's ``with_cp``, timm's checkpointing."""
+    names = ("with_cp", "grad_checkpointing")
+    return any(getattr(m, name, False) is True for m in backbone.modules() for name in names)
 
 
 def _timm_model(wrapper: SnellaBackbone):

@@ -1,0 +1,101 @@
+"""Attention of stock backbones without the full attention matrix.
+
+Stock modules become subclasses of themselves whose forward calls
+``scaled_dot_product_attention``; parameters, names and results (to rounding) stay. mmcv's
+MultiheadAttention is served by :class:`snella_seg.layers.AdaptedMultiheadAttention`; timm calls the
+fused attention by itself.
+"""
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmseg.models.backbones.beit import BEiTAttention
+from mmseg.models.backbones.mae import MAEAttention
+from mmseg.models.backbones.swin import WindowMSA
+from torch import Tensor, nn
+
+from ..layers import AdaptedModule, AdaptedMultiheadAttention
+
+
+class FusedWindowMSA(WindowMSA):
+    """Swin's window attention: relative position bias, and a mask where windows are shifted."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` (batch * windows, tokens, channels), ``mask`` (windows, tokens, tokens)."""
+        tokens = x.shape[1]
+        q, k, v = _split(self.qkv(x), self.num_heads)
+        bias = _position_bias(self, tokens, q.dtype)  # (1, heads, tokens, tokens)
+        if mask is not None:
+            bias = bias + mask[:, None].to(q.dtype)  # (windows, heads, tokens, tokens)
+        several_images = mask is not None and len(mask) < len(x)
+        if several_images:  # they share the mask, which is not repeated with windows among heads
+            q, k, v = (t.unflatten(0, (-1, len(mask))).flatten(1, 2) for t in (q, k, v))
+            bias = bias.flatten(0, 1)[None]
+        out = _attend(q, k, v, bias, self)
+        if several_images:
+            out = out.unflatten(1, (len(mask), -1)).flatten(0, 1)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class _FusedBEiT:
+    """Forward of BEiT's and MAE's attention; calls the projection, whose weight they read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (batch, 1 + patches, channels)."""
+        bias = self.qkv.bias
+        if self.bias == "qv_bias":
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        if isinstance(self.qkv, AdaptedModule):
+            qkv = self.qkv.product(x, bias)
+        else:
+            qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = _split(qkv, self.num_heads)
+        position = None
+        if self.relative_position_bias_table is not None:
+            position = _position_bias(self, x.shape[1], q.dtype)
+        out = _attend(q, k, v, position, self)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class FusedBEiTAttention(_FusedBEiT, BEiTAttention):
+    pass
+
+
+class FusedMAEAttention(_FusedBEiT, MAEAttention):
+    pass
+
+
+FUSED = {
+    WindowMSA: FusedWindowMSA,
+    BEiTAttention: FusedBEiTAttention,
+    MAEAttention: FusedMAEAttention,
+}
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Let all attention of a backbone that is known here do without the full matrix, in place."""
+    for module in model.modules():
+        fused = FUSED.get(type(module))
+        if fused is not None:
+            module.__class__ = fused
+        inner = getattr(module, "attn", None)
+        if isinstance(module, MultiheadAttention) and isinstance(inner, AdaptedMultiheadAttention):
+            inner.returns_weights = False  # mmcv asks for the weights and discards them
+
+
+def _split(qkv: Tensor, heads: int) -> Tensor:
+    """(N, L, 3 * C) -> q, k and v, each (N, heads, L, C / heads)."""
+    return qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _position_bias(module: nn.Module, tokens: int, dtype: torch.dtype) -> Tensor:
+    """The relative position bias of a module as (1, heads, tokens, tokens)."""
+    table = module.relative_position_bias_table[module.relative_position_index.flatten()]
+    return table.view(tokens, tokens, -1).permute(2, 0, 1)[None].to(dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, module: nn.Module) -> Tensor:
+    dropout = module.attn_drop.p if module.training else 0.0
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, dropout_p=dropout, scale=module.scale
+    )
