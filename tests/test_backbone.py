@@ -10,7 +10,6 @@ from mmseg.utils import register_all_modules
 
 import snella_seg.register  # noqa: F401
 from snella_seg.inject import adapters_disabled, is_adapter_key, list_adapters
-from snella_seg.layers import AdaptedMultiheadAttention
 
 register_all_modules()
 
@@ -68,8 +67,9 @@ BACKBONES = {
         init_values=0.1,
     ),
 }
+BACKBONES["mae"] = {**BACKBONES["beit"], "type": "MAE"}
 SIZES = {"timm_swin": 64}
-NUM_MATRICES = {"vit": 12, "swin": 24, "timm_vit": 12, "timm_swin": 24, "beit": 12}
+NUM_MATRICES = {"vit": 12, "swin": 24, "timm_vit": 12, "timm_swin": 24, "beit": 12, "mae": 12}
 
 
 def wrap(name, inner=None, **options):
@@ -181,7 +181,7 @@ def test_inner_checkpointing_gives_the_same_gradients(name):
     same(*grads)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "timm_vit"])
+@pytest.mark.parametrize("name", ["vit", "swin", "timm_vit", "beit", "mae"])
 def test_cpu_autocast_keeps_the_deltas(name):
     backbone = wrap(name).eval()
     with torch.no_grad():
@@ -204,14 +204,78 @@ def test_cpu_autocast_keeps_the_deltas(name):
     assert torch.nn.functional.cosine_similarity(change, half_change, dim=0) > 0.9
 
 
-def test_fused_attention_is_switchable_and_equal():
-    outputs = []
+@pytest.mark.parametrize("name", ["vit", "swin", "beit", "mae"])
+def test_fused_attention_is_switchable_and_equal(name, monkeypatch):
+    """On two images, which share the mask of shifted windows; with gradients of all kinds."""
+    calls = []
+    fused_attention = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args, **options):
+        calls.append(args)
+        return fused_attention(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    results = []
     for fused in (True, False):
-        backbone = wrap("vit", fused_attention=fused).eval()
-        attentions = [m for m in backbone.modules() if isinstance(m, AdaptedMultiheadAttention)]
-        assert len(attentions) == 2 and all(m.returns_weights != fused for m in attentions)
-        outputs.append(backbone(image("vit")))
-    same(*outputs, atol=1e-6, rtol=1e-5)
+        calls.clear()
+        trainable = [] if name == "vit" else ["*.relative_position_bias_table"]
+        inner = dict(drop_path_rate=0.0) if name == "swin" else {}
+        backbone = wrap(name, inner, fused_attention=fused, trainable=trainable).train()
+        for key, table in backbone.named_parameters():
+            if key.endswith("bias_table"):
+                torch.nn.init.normal_(table, generator=torch.Generator().manual_seed(1))
+        outputs = backbone(image(name))
+        sum(out.square().mean() for out in outputs).backward()
+        grads = [p.grad for p in backbone.parameters() if p.grad is not None]
+        assert len(calls) == (4 if name == "swin" else 2) * fused
+        results.append([*outputs, *grads])
+    same(*results, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "timm_vit", "beit"])
+@pytest.mark.parametrize("half", [False, True])
+def test_recomputing_activations_saves_memory_and_no_bit_changes(name, half):
+    results, sizes = [], []
+    for recompute in (False, True):
+        backbone = wrap(name, dict(drop_path_rate=0.0), recompute=recompute).train()
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+        ):
+            outputs = backbone(image(name))
+            loss = sum(out.float().square().mean() for out in outputs)
+        loss.backward()
+        grads = [p.grad for p in backbone.parameters() if p.grad is not None]
+        results.append([*outputs, *grads])
+        sizes.append(sum(kept.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_recomputation_works_with_inner_checkpointing_and_drop_path():
+    adapter = dict(rank=4, dropout=0.2, drop_path=0.3)
+    grads = []
+    for with_cp in (False, True):
+        backbone = wrap("vit", dict(with_cp=with_cp), adapter=adapter).train()
+        torch.manual_seed(5)
+        sum(out.square().mean() for out in backbone(image("vit"))).backward()
+        grads.append([a.in_factors.grad for a in list_adapters(backbone).values()])
+    same(*grads)
+
+
+def test_dropout_and_drop_path_end_with_training():
+    adapter = dict(rank=4, dropout=0.5, drop_path=0.5)
+    dropping, plain = wrap("vit", adapter=adapter), wrap("vit")
+    x = image("vit")
+    for training in (True, False):
+        outputs = [backbone.train(training)(x)[-1] for backbone in (dropping, plain)]
+        assert torch.allclose(*outputs, atol=1e-7) != training
 
 
 def test_targets_can_be_empty_for_a_frozen_baseline():

@@ -9,6 +9,7 @@ from torch import nn
 
 from snella_seg.inject import adapters_disabled, add_adapters, list_adapters
 from snella_seg.layers import SnellaAdapter
+from snella_seg.layers import adapted as adapted_layers
 
 
 class Block(nn.Module):
@@ -140,6 +141,57 @@ def test_a_weight_that_is_read_is_adapted():
     torch.testing.assert_close(nn.functional.linear(x, layer.weight, layer.bias), layer(x))
     nn.functional.linear(x, layer.weight).sum().backward()
     assert layer.adapters["fc2"].in_factors.grad.abs().max() > 0
+
+
+def test_a_weight_that_is_read_twice_in_a_forward_is_made_once(monkeypatch):
+    made = []
+    make = adapted_layers.adapted_weight
+    monkeypatch.setattr(
+        adapted_layers, "adapted_weight", lambda *args: made.append(1) or make(*args)
+    )
+    _, block, adapters = adapted()
+    layer, adapter = block.ffn.layers[1], adapters["ffn.layers.1.fc2"]
+    x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+
+    def forward():
+        return nn.functional.linear(nn.functional.linear(x, layer.weight), layer.weight.T)
+
+    y = forward()
+    assert len(made) == 1
+    y.square().sum().backward()
+    found = adapter.in_factors.grad.clone()
+    del y  # and with it the weight: nothing of its size outlives the graph
+    adapter.in_factors.grad = None
+    effective = layer.base_weight + adapter.delta_weight()
+    (x @ effective.T @ effective).square().sum().backward()
+    torch.testing.assert_close(found, adapter.in_factors.grad)
+    y = forward()
+    assert len(made) == 2
+    with torch.no_grad():
+        adapter.in_factors.mul_(1.1)
+    z = forward()  # while y is alive, but not of these factors
+    assert len(made) == 3 and not torch.allclose(y, z)
+
+
+def test_deltas_are_made_once_in_eval_under_autocast(monkeypatch):
+    made = []
+    make = adapted_layers.merge_deltas
+    monkeypatch.setattr(adapted_layers, "merge_deltas", lambda *a: made.append(1) or make(*a))
+    _, block, adapters = adapted()
+    block = block.float().eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        first = block(X.float())
+        count = len(made)
+        assert torch.equal(block(X.float()), first) and len(made) == count > 0
+        adapters["ffn.layers.1.fc2"].in_factors.mul_(3.0)
+        assert not torch.equal(block(X.float()), first) and len(made) == count + 1
+
+
+def test_reading_a_weight_under_autocast_warns():
+    _, block, _ = adapted()
+    layer = block.float().ffn.layers[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(match="rounds most of the"):
+        layer.weight  # noqa: B018
 
 
 def test_a_linear_with_its_own_forward_keeps_it():

@@ -59,9 +59,10 @@ class TiledDelta:
     """
 
     def __init__(self, params: tuple[Tensor, ...], rule: DeltaRule) -> None:
-        self.rule, self.params = rule, params
+        self.params = params
         p, q, *scalars = (t.detach() for t in in_working_precision(params))
-        self.p, self.q = p * rule.scale, q * rule.scale  # so that distances come scaled
+        self.factors, self.scale = (p, q), rule.scale
+        self.p, self.q = p * self.scale, q * self.scale  # so that distances come scaled
         self.alpha, self.gamma, self.beta = map(float, scalars) if scalars else (0.0, 1.0, 0.0)
         self.mixed = bool(scalars)
         ones = self.p.new_ones(())
@@ -94,7 +95,7 @@ class TiledDelta:
 
     def _mend_near_pairs(self, squares: Tensor, columns: Columns):
         """Replace the squared distances that lost digits; return where they are, or None."""
-        p, p_squared = self.p[:, columns], self.p_squared[:, columns]
+        p_squared = self.p_squared[:, columns]
         head, column = (squares.amin(1) <= _NEAR_COLUMN * p_squared).nonzero(as_tuple=True)
         if not len(head):
             return None
@@ -104,8 +105,12 @@ class TiledDelta:
             return None
         near = head[pair], out, column[pair]
         for h, o, c in zip(*(index.split(_CHUNK) for index in near), strict=True):
-            squares[h, o, c] = (p[h, c] - self.q[h, o]).square().sum(-1)
+            squares[h, o, c] = self._steps(h, o, c, columns).square().sum(-1)
         return near
+
+    def _steps(self, head: Tensor, out: Tensor, column: Tensor, columns: Columns) -> Tensor:
+        """``p - q`` of some pairs, (n, r/H); the difference is taken before it is scaled."""
+        return (self.factors[0][:, columns][head, column] - self.factors[1][head, out]) * self.scale
 
     def add_gradients(self, tile: Tile, grad_dense: Tensor) -> None:
         """Take in the gradient of the loss by K of a tile, (out, columns).
@@ -140,14 +145,14 @@ class TiledDelta:
                 near_ratios.split(_CHUNK), *(i.split(_CHUNK) for i in tile.near), strict=True
             )
             for ratio, h, o, c in parts:
-                change = ratio[:, None] * (p[h, c] - self.q[h, o])
+                change = ratio[:, None] * self._steps(h, o, c, tile.columns)
                 grad_p.index_put_((h, c), change, accumulate=True)
                 self.grad_q.index_put_((h, o), -change, accumulate=True)
         self.grad_p[:, tile.columns] = grad_p
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """The sums as gradients of ``params``, in their dtypes and shapes; None where not needed."""
-        sums = [self.grad_p * self.rule.scale, self.grad_q * self.rule.scale]
+        """The sums as gradients of ``params``, in their dtypes; None where not needed."""
+        sums = [self.grad_p * self.scale, self.grad_q * self.scale]
         if self.mixed:
             sums += [self.grad_alpha, self.grad_gamma, self.grad_beta]
         return tuple(

@@ -156,9 +156,9 @@ def make_delta(
         amount: multiplies the delta.
 
     Returns:
-        ``base + amount * delta`` (out, in) in the dtype of ``out``, else of ``base``, else single precision;
-        and the state for :func:`backward_delta`: the threshold (0-dim) and, for ``mixed``, the
-        maximum and the sum of exponentials of each input's softmax, (2, in).
+        ``base + amount * delta`` (out, in) in the dtype of ``out``, else of ``base``, else single
+        precision; and the state for :func:`backward_delta`: the threshold (0-dim) and, for
+        ``mixed``, the maximum and the sum of exponentials of each input's softmax, (2, in).
 
     Raises:
         TypeError: on other dtypes, double precision among them.

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snella_seg.functional import DeltaBlock, DeltaRule, adapted_linear, adapted_weight
+from snella_seg.functional import DeltaBlock, DeltaRule, adapted_linear, adapted_weight, tiled
 
 
 def blocks_of(rows=((0, 6), (6, 12)), in_features=5, kernel="mixed", dtype=torch.float64):
@@ -140,3 +140,172 @@ def test_same_bits_twice():
         return [y, x.grad, *(p.grad for b in blocks for p in b.params)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def run(x, weight, blocks, **options):
+    """Output and gradients of one call whose draws are those of seed 0."""
+    torch.manual_seed(0)
+    leaf = x.detach().clone().requires_grad_()
+    y = adapted_linear(leaf, weight, None, blocks, **options)
+    seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    params = [p for b in blocks for p in b.params]
+    return y.detach(), torch.autograd.grad(y, [leaf, *params], seed), seed
+
+
+def test_drop_path_leaves_out_whole_entries():
+    x = torch.randn(7, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    _, weight, _ = problem()
+    blocks = blocks_of()
+    y, grads, seed = run(x, weight, blocks, drop_path=0.4)
+    stock, full = F.linear(x, weight), plain(x, weight, None, blocks)
+    kept = ~torch.isclose(y, stock).flatten(1).all(1)
+    assert 0 < kept.sum() < 7
+    expected = torch.where(kept[:, None, None], stock + (full - stock) / 0.6, stock)
+    torch.testing.assert_close(y, expected)
+    leaf = x.clone().requires_grad_()
+    stock, full = F.linear(leaf, weight), plain(leaf, weight, None, blocks)
+    expected = torch.where(kept[:, None, None], stock + (full - stock) / 0.6, stock)
+    params = [p for b in blocks for p in b.params]
+    for a, b in zip(grads, torch.autograd.grad(expected, [leaf, *params], seed), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_drop_path_may_leave_out_everything():
+    x, weight, _ = problem()
+    y, grads, _ = run(x, weight, blocks_of(), drop_path=1 - 1e-9)
+    torch.testing.assert_close(y, F.linear(x, weight))
+    assert grads[0].any() and not any(g.any() for g in grads[1:])
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+@pytest.mark.parametrize("sparsity", [0.4, 0.95])
+def test_dropout_acts_on_the_deltas_input_only(drop_path, sparsity):
+    """Forward and backward use one mask: the product is linear in x, so <y, g> = <x, gx>."""
+    x = torch.randn(7, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    _, weight, _ = problem()
+    blocks = blocks_of()
+    for block in blocks:
+        block.sparsity = sparsity
+    options = dict(dropout=0.5, drop_path=drop_path)
+    y, grads, seed = run(x, weight, blocks, **options)
+    assert not torch.allclose(y, run(x, weight, blocks)[0])
+    torch.testing.assert_close((y * seed).sum(), (x * grads[0]).sum())
+    again = run(x, weight, blocks, **options)
+    assert torch.equal(y, again[0])
+    # the delta's part of y and of <factor gradients> by the mask that x = 1 and W = 0 show
+    mask_sum = run(torch.ones_like(x), torch.zeros_like(weight), blocks, dropout=0.5)[0]
+    assert len(mask_sum.unique()) > 2
+    torch.manual_seed(0)
+    many = torch.ones(4000, 1, 5, dtype=torch.float64)
+    mean = adapted_linear(many, torch.zeros_like(weight), None, blocks, **options).mean(0)
+    expected = plain(many[:1], torch.zeros_like(weight), None, blocks)[0]
+    torch.testing.assert_close(mean, expected, rtol=0.2, atol=0.1 * float(expected.abs().max()))
+
+
+def test_dropout_gradients_of_the_factors():
+    x, weight, _ = problem()
+    block = blocks_of(((0, 12),))[0]
+    rule = DeltaRule("mixed", "hard")
+
+    def layer(x, *params):
+        torch.manual_seed(3)
+        made = [DeltaBlock(0, 12, rule, 0.4, params)]
+        return adapted_linear(x, weight, None, made, dropout=0.3, drop_path=0.3)
+
+    assert torch.autograd.gradcheck(layer, (x, *block.params))
+
+
+def test_probabilities_out_of_range_are_refused():
+    x, weight, _ = problem()
+    for name in ("dropout", "drop_path"):
+        with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\), got 1.0"):
+            adapted_linear(x, weight, None, blocks_of(), **{name: 1.0})
+
+
+@pytest.mark.parametrize("sparsity", [0.4, 0.95])
+def test_half_precision_errs_no_more_than_the_plain_way(sparsity):
+    """Two bfloat16 products, of W and of the delta, with their gradients."""
+    x, weight, _ = problem(torch.float32, requires_grad=False)
+    blocks = blocks_of(dtype=torch.float32)
+    for block in blocks:
+        block.sparsity = sparsity
+    params = [p for b in blocks for p in b.params]
+
+    def by(product):
+        leaf = x.clone().requires_grad_()
+        y = product(leaf).float()
+        seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        return [y, *torch.autograd.grad(y, [leaf, *params], seed)]
+
+    def naive(leaf):
+        zero = torch.zeros_like(weight)
+        with torch.autocast("cpu", enabled=False):
+            delta = plain(torch.eye(5), zero, None, blocks).T
+        return F.linear(leaf, weight) + F.linear(leaf, delta)
+
+    exact = by(lambda leaf: plain(leaf, weight, None, blocks))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = by(naive)
+        found = by(lambda leaf: adapted_linear(leaf, weight, None, blocks))
+    for ours, theirs, right in zip(found, rough, exact, strict=True):
+        size = right.abs().max()
+        assert (ours - right).abs().max() <= (theirs - right).abs().max() + 2**-7 * size
+
+
+def test_autocast_keeps_no_copy_of_the_weight():
+    features = 64
+    x = torch.randn(2, features, requires_grad=True)
+    weight = torch.randn(features, features)
+    blocks = blocks_of(((0, features),), features, dtype=torch.float32)
+    own = {weight.untyped_storage().data_ptr()}
+    sizes = []
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        adapted_linear(x, weight, None, blocks)
+        assert max(sizes) < weight.numel() / 4
+        sizes.clear()
+        F.linear(x, weight)
+        assert max(sizes) >= weight.numel()  # the check can fail
+
+
+@pytest.mark.parametrize("sparsity", [0.4, 0.97])
+def test_columns_without_a_weight_are_left_out_exactly(sparsity, monkeypatch):
+    """Gathering active columns and rows changes nothing but the order of sums."""
+    x, weight, _ = problem()
+    blocks = blocks_of()
+    for block in blocks:
+        block.sparsity = sparsity
+    results = []
+    for gather in (0.0, 1.0):
+        monkeypatch.setattr(tiled, "GATHER", gather)
+        results.append(run(x, weight, blocks)[:2])
+    (y, grads), (other_y, other_grads) = results
+    assert torch.equal(y, other_y)
+    for a, b in zip(grads, other_grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_one_read_weight_serves_several_graphs():
+    _, weight, _ = problem()
+    blocks = blocks_of()
+    params = [p for b in blocks for p in b.params]
+    merged = adapted_weight(weight, blocks)
+    (2 * merged).sum().backward()
+    (3 * merged).sum().backward()
+    expected = torch.autograd.grad(
+        5 * plain(torch.eye(5, dtype=torch.float64), weight, None, blocks).sum(), params
+    )
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad, e)
+    with torch.no_grad():
+        params[0].mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
+        merged.sum().backward()
