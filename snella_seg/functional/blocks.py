@@ -211,15 +211,16 @@ def _backward_tiled(
                 rows = entry.block.rows
                 base = None if weight is None else weight[rows, columns].to(kept.dtype)
                 tiled.write(merged[rows], base, kept, factor, scale)
+                if entry is dense[-1][0]:
+                    use_merged(columns, merged)
+                    merged = None
             del kept
             differentiate(entry, matrix, tile, factor)
             del tile, factor
-        if merged is not None:
-            use_merged(columns, merged)
     for entry, matrix in pairs:
         if entry.state[1] is None:
             continue
-        for columns in entry.state[1].split(max(1, tiled.TILE // shape[0])):
+        for columns in tiled.column_parts(entry.state[1], tallest):
             tile, kept, factor = remake(entry, matrix, columns)
             if use_sparse is not None:
                 use_sparse(entry.block.rows, columns, kept, factor)
@@ -230,6 +231,8 @@ def _backward_tiled(
 def _weight_backward_triton(grad_weight, weight, shape, made, scale, needs_merged):
     """The same by the Triton kernels: the merged weight, where needed, and the gradients."""
     merged, grads = None, []
+    if scale != 1.0:
+        grad_weight = grad_weight * scale
     if needs_merged:
         merged = torch.zeros(shape, dtype=torch.float32, device=grad_weight.device)
         if weight is not None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from .delta import DeltaRule, in_working_precision
 from .sparsify import Bracket, ThresholdSearch
 
-#: Weights in a tile: small enough for a cache, large enough for matrix products.
-TILE = 800_000
+#: Weights in a tile, and the least number of columns: small enough for a cache and not to matter
+#: beside the activations, large enough for matrix products.
+TILE, MIN_COLUMNS = 400_000, 256
 #: Pairs with ``|p - q|^2 <= NEAR * (|p|^2 + |q|^2)`` have their distance taken directly.
 NEAR = 1 / 32
 #: Such pairs have ``|q| / |p|`` within ``(1 +- sqrt(1 - a^2)) / a`` for ``a = 1 - NEAR``, so their
@@ -34,9 +35,15 @@ Columns = slice | Tensor
 
 def column_tiles(out_features: int, in_features: int) -> list[slice]:
     """Cut the columns of a matrix into tiles of about ``TILE`` weights, near equal in width."""
-    count = max(1, math.ceil(out_features * in_features / TILE))
+    widest = max(MIN_COLUMNS, TILE // out_features)
+    count = max(1, math.ceil(in_features / widest))
     width = 32 * math.ceil(in_features / count / 32)
     return [slice(i, min(i + width, in_features)) for i in range(0, in_features, width)]
+
+
+def column_parts(columns: Tensor, out_features: int) -> tuple[Tensor, ...]:
+    """Cut chosen columns likewise."""
+    return columns.split(max(MIN_COLUMNS, TILE // out_features))
 
 
 class Tile(NamedTuple):
@@ -79,8 +86,8 @@ class TiledDelta:
     def shape(self) -> tuple[int, int]:
         return self.q.shape[1], self.p.shape[1]
 
-    def tile(self, columns: Columns) -> Tile:
-        """Make K of these columns."""
+    def tile(self, columns: Columns, out: Tensor | None = None) -> Tile:
+        """Make K of these columns, in ``out`` where that is given."""
         squares = torch.bmm(self.q_rows, self.p_rows[:, columns].transpose(1, 2))
         near = self._mend_near_pairs(squares, columns)
         distances = squares.sqrt_()
@@ -88,9 +95,12 @@ class TiledDelta:
         for head in range(2, len(distances)):
             difference.add_(distances[head], alpha=1 if head % 2 == 0 else -1)
         if not self.mixed:
-            return Tile(columns, distances, difference, None, difference, near)
-        softmax = torch.softmax(difference * (1 / self.gamma), 0)
-        dense = torch.add(difference, softmax, alpha=self.alpha).add_(self.beta)
+            dense = difference if out is None else out.copy_(difference)
+            return Tile(columns, distances, difference, None, dense, near)
+        dense = difference * (1 / self.gamma)
+        softmax = torch.softmax(dense, 0)
+        torch.add(difference, softmax, alpha=self.alpha, out=dense)
+        dense = torch.add(dense, self.beta, out=dense if out is None else out)
         return Tile(columns, distances, difference, softmax, dense, near)
 
     def _mend_near_pairs(self, squares: Tensor, columns: Columns):
@@ -115,15 +125,15 @@ class TiledDelta:
     def add_gradients(self, tile: Tile, grad_dense: Tensor) -> None:
         """Take in the gradient of the loss by K of a tile, (out, columns).
 
-        Overwrites ``grad_dense`` and the tile's distances and softmax.
+        Overwrites ``grad_dense`` and the tile but for its difference.
         """
         grad_difference = grad_dense
         if self.mixed:
             self.grad_beta = self.grad_beta + grad_dense.sum()
-            inner = torch.linalg.vecdot(grad_dense, tile.softmax, dim=0)  # (columns,)
+            inner = torch.mul(grad_dense, tile.softmax, out=tile.dense).sum(0)  # (columns,)
             self.grad_alpha = self.grad_alpha + inner.sum()
-            through = tile.softmax.mul_(grad_dense - inner)
-            along = torch.linalg.vecdot(through, tile.difference, dim=0).sum()
+            through = tile.softmax.mul_(torch.sub(grad_dense, inner, out=tile.dense))
+            along = torch.dot(through.flatten(), tile.difference.flatten())
             self.grad_gamma = self.grad_gamma - along * (self.alpha / self.gamma**2)
             grad_difference = grad_dense.add_(through, alpha=self.alpha / self.gamma)
         p = self.p[:, tile.columns]
@@ -232,9 +242,7 @@ def make_delta(
     search = ThresholdSearch(out.numel(), sparsity, bracket)
     tiles = column_tiles(*matrix.shape)
     for columns in tiles:
-        dense = matrix.tile(columns).dense
-        search.add(dense)
-        out[:, columns] = dense
+        search.add(matrix.tile(columns, out[:, columns]).dense)
     threshold = search.finish(out)
     cut = float(threshold)
     active = out.new_zeros(out.shape[1])

@@ -40,6 +40,7 @@ def plain_delta(params, rule, sparsity, grad):
 @pytest.fixture(params=[40, 800_000], ids=["many tiles", "one tile"])
 def tile_size(request, monkeypatch):
     monkeypatch.setattr(tiled, "TILE", request.param)
+    monkeypatch.setattr(tiled, "MIN_COLUMNS", 1)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.kernel}-{r.sparsifier}")
@@ -97,6 +98,7 @@ def test_the_same_weights_take_part_in_backward(monkeypatch):
     """Whether tiles are cut as in forward, or only some columns are made."""
     params, rule = params_of(96, 640, columns=16, dtype=torch.float32), DeltaRule("mixed", "hard")
     out = torch.empty(96, 640)
+    monkeypatch.setattr(tiled, "MIN_COLUMNS", 128)
     monkeypatch.setattr(tiled, "TILE", 96 * 128)
     threshold, active = tiled.make_delta(params, rule, 0.995, Bracket(), out)
     matrix = tiled.TiledDelta(params, rule)

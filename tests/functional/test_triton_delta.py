@@ -11,7 +11,15 @@ import pytest
 import torch
 
 import snella_seg
-from snella_seg.functional import DeltaRule, distance_kernel, quantile_threshold, triton_kernels
+from snella_seg.functional import (
+    DeltaBlock,
+    DeltaRule,
+    adapted_linear,
+    adapted_weight,
+    distance_kernel,
+    quantile_threshold,
+    triton_kernels,
+)
 from snella_seg.functional import triton_delta as fast
 
 INTERPRETED = fast.available(torch.device("cpu"))
@@ -262,6 +270,34 @@ def test_a_cpu_without_the_interpreter_is_refused():
     assert not fast.available(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="cannot run on cpu.*TRITON_INTERPRET"):
         fast.make_delta(params, DeltaRule(), 0.4)
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "drop_path": 0.4}])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch):
+    """Packed rows of which some are not adapted; the same as by the tiled weight side."""
+    weight, x = torch.randn(24, 17, device=device), torch.randn(6, 3, 17, device=device)
+    rows = ((0, 8), (16, 24))
+    params = [make_params(8, 17, 2, 3, "mixed", device) for _ in rows]
+    for group in params:
+        for tensor in group:
+            tensor.requires_grad_()
+    seed = torch.randn(6, 3, 24, device=device)
+    results = []
+    for by_triton in (True, False):
+        monkeypatch.setattr(DeltaBlock, "by_triton", by_triton)
+        blocks = [DeltaBlock(*r, DeltaRule(), 0.4, p) for r, p in zip(rows, params, strict=True)]
+        torch.manual_seed(0)
+        leaf = x.clone().requires_grad_()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            y = adapted_linear(leaf, weight, None, blocks, **options).float()
+        merged = adapted_weight(weight, blocks)
+        leaves = [leaf, *(p for group in params for p in group)]
+        grads = torch.autograd.grad(y, leaves, seed)
+        results.append([y, merged, *grads, *torch.autograd.grad(merged.square().sum(), leaves[1:])])
+    for a, b in zip(*results, strict=True):
+        scale = float(b.detach().abs().max())
+        torch.testing.assert_close(a, b, rtol=0, atol=(2e-2 if half else 2e-5) * scale)
 
 
 def test_nothing_waits_for_the_gpu(gpu):
