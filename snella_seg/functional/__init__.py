@@ -6,7 +6,8 @@ from .delta import DeltaRule
 from .importance import ema_importance, importance_score
 from .kernels import KERNELS, distance_kernel, mixed_kernel
 from .product import adapted_linear, adapted_weight
-from .sparsify import SPARSIFIERS, Bracket, quantile_threshold, sparsify
+from .sparsify import SPARSIFIERS, sparsify
+from .threshold import Bracket, quantile_threshold
 
 __all__ = [
     "KERNELS",

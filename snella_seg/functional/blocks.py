@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import tiled, triton_delta
 from .delta import HALF, DeltaRule
-from .sparsify import Bracket
+from .threshold import Bracket
 
 
 @dataclass

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .kernels import KERNELS
-from .sparsify import apply_threshold, quantile_threshold
+from .sparsify import apply_threshold
+from .threshold import quantile_threshold
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .delta import DeltaRule, in_working_precision
-from .sparsify import Bracket, ThresholdSearch
+from .threshold import Bracket, ThresholdSearch
 
 #: Weights in a tile, and the least number of columns: small enough for a cache and not to matter
 #: beside the activations, large enough for matrix products.
@@ -136,7 +136,7 @@ class TiledDelta:
             along = torch.dot(through.flatten(), tile.difference.flatten())
             self.grad_gamma = self.grad_gamma - along * (self.alpha / self.gamma**2)
             grad_difference = grad_dense.add_(through, alpha=self.alpha / self.gamma)
-        p = self.p[:, tile.columns]
+        p, p_rows = self.p[:, tile.columns], self.p_rows[:, tile.columns]
         near_ratios = None
         if tile.near is not None:
             head, out, column = tile.near
@@ -146,8 +146,9 @@ class TiledDelta:
             tile.distances[tile.near] = math.inf  # leaves them out of the products below
         ratios = torch.div(grad_difference, tile.distances, out=tile.distances)  # (H, out, columns)
         ratios[1::2].neg_()
-        by_p = torch.bmm(ratios.transpose(1, 2), self.q_rows)  # (-2 sum r q, ., sum r)
-        by_q = torch.bmm(ratios, self.p_rows[:, tile.columns])  # (sum r p, sum r, .)
+        # (-2 sum r q, ., sum r) per column and (sum r p, sum r, .) per output, the quick way round
+        by_p = torch.bmm(self.q_rows.transpose(1, 2), ratios).transpose(1, 2)
+        by_q = torch.bmm(p_rows.transpose(1, 2), ratios.transpose(1, 2)).transpose(1, 2)
         grad_p = by_p[..., -1:] * p + by_p[..., :-2] * 0.5
         self.grad_q += by_q[..., -2:-1] * self.q - by_q[..., :-2]
         if near_ratios is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from snella_seg.functional import Bracket, DeltaRule, mixed_kernel, quantile_threshold, tiled
-from snella_seg.functional.sparsify import ThresholdSearch
+from snella_seg.functional.threshold import ThresholdSearch
 
 RULES = [DeltaRule(k, s) for k in ("mixed", "distance") for s in ("weighted", "soft", "hard")]
 

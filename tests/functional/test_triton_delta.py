@@ -297,7 +297,7 @@ def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch
         results.append([y, merged, *grads, *torch.autograd.grad(merged.square().sum(), leaves[1:])])
     for a, b in zip(*results, strict=True):
         scale = float(b.detach().abs().max())
-        torch.testing.assert_close(a, b, rtol=0, atol=(2e-2 if half else 2e-5) * scale)
+        torch.testing.assert_close(a, b, rtol=0, atol=(5e-2 if half else 2e-5) * scale)
 
 
 def test_nothing_waits_for_the_gpu(gpu):

@@ -1,0 +1,247 @@
+"""Cost of a training step: ``python benchmarks/step.py``.
+
+One layer, one ViT-B block and whole UperNet models, tuned by SNELLA as its reference computes it,
+by this package, by LoRA (peft), fully, or not at all; and what the competition between weights and
+between matrices adds. All rows of a table are built in one process and their timed steps are
+interleaved; times are medians. Tables, plots and raw figures go to ``docs/benchmarks``, after each
+table.
+"""
+
+import copy
+import functools
+
+import options
+import plots
+import torch
+from baselines import peft_missing
+from cases import Setting, block_case, linear_case, make_blocks
+from measure import Case, compare, measure, time_call
+from report import Report, device_name, slug
+from upernet import CONFIGS, UperNet
+from variants import BLOCK, LINEAR, MODEL, VARIANTS
+
+from snella_seg.functional import KERNELS, allocate_budget, quantile_threshold
+from snella_seg.functional.threshold import ThresholdSearch
+from snella_seg.tracking import ImportanceTracker
+
+SECTIONS = {
+    "linear": "One layer",
+    "block": "One ViT block",
+    "model": "Whole UperNet",
+    "overhead": "Competition",
+}
+BATCHES = {"linear": [1, 4], "block": [1, 2, 4], "model": [1, 2], "overhead": [2]}
+COLUMNS = ["label", "ms", "ratio", "over_frozen", "saved", "held", "peak"]
+EPOCH = 1000  # steps over which a reallocation is amortised
+INTRO = """
+A step is forward and backward pass; for whole models also the loss and AdamW. Rank 32 (unless the
+command says otherwise), 2 heads, kernel 'mixed', sparsifier 'weighted', sparsity 0.9; data and
+weights are random. Steps of all rows of a table take turns in one process; times are medians with
+quartiles, ratios are medians of the ratios within a round.
+
+- *reference way*: frozen layer and a delta branch beside it, two products, delta recomputed by
+  activation checkpointing, torch.quantile of all |K| each time; q, k, v a layer each. Reentrant
+  checkpointing, the older kind, also repeats the branch's product; other rows use the newer kind.
+- *merged*: one product with W0 + delta; *split*: one product each, as dropout 0.1 and drop-path 0.1
+  of the branch (and half precision) need it; *recompute*: outputs of GELU and LayerNorm are made
+  again in backward.
+- *stock attention*: mmcv's call of nn.MultiheadAttention, which builds the attention matrix, or
+  Swin's WindowMSA; *SDPA*: scaled_dot_product_attention, which ours uses.
+- *frozen*: in a layer or block gradients pass through to the input; in a whole model only the heads
+  train, so no gradient enters the backbone.
+
+Saved for backward: storages that autograd saves (saved_tensors_hooks), each once, without
+parameters, buffers and inputs. Held after forward also counts the output and what custom functions
+keep by other means. Peak is over what was allocated before the step; gradients are in it, weights
+and optimizer state are not.
+"""
+
+
+def parse_args():
+    p = options.parser(__doc__.splitlines()[0])
+    p.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    p.add_argument("--batch", type=int, nargs="+", help="other batch sizes than by default")
+    p.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    p.add_argument(
+        "--model-rounds",
+        type=int,
+        help="timed steps of whole models (default 3 on a CPU, else 20)",
+    )
+    p.add_argument(
+        "--head-channels",
+        type=int,
+        default=512,
+        help="width of the UperNet head; 64 makes the backbone's share visible",
+    )
+    args = options.finish(p.parse_args())
+    if args.smoke:
+        args.model_rounds, args.head_channels, args.batch = 1, 8, args.batch or [1]
+    if args.model_rounds is None:
+        args.model_rounds = 3 if args.device.type == "cpu" else 20
+    return args
+
+
+class Bench:
+    """One run: the options, the report, and one method per section."""
+
+    def __init__(self, args) -> None:
+        self.args = args
+        self.missing = peft_missing()
+        self.without = {"lora", "lora_stock"} if self.missing else set()
+        stem = f"step_{device_name(args.device)}"
+        title = f"Cost of a training step on {device_name(args.device)}"
+        self.report = Report(args.out, stem, title, INTRO, args.device)
+
+    def run(self) -> None:
+        for section in self.args.sections:
+            getattr(self, section)()
+
+    def table(self, section: str, name: str, cases: list[Case], **more) -> None:
+        """Measure the cases and add the table and its plot."""
+        whole = section == "model"
+        rounds = self.args.model_rounds if whole else self.args.rounds
+        # A whole model's first step on a CPU is the recorded one; AdamW's state is there already.
+        warmup = 0 if whole and self.args.device.type == "cpu" else 3
+        rows = measure(cases, rounds, self.args.device, warmup)
+        compare(rows)
+        heading = SECTIONS[section]
+        plots.bars(rows, f"{heading}: {name}", self.report.image(heading, name))
+        note = " ".join(filter(None, [f"{rounds} rounds.", more.get("note"), self.missing]))
+        self.report.add(heading, name, [*COLUMNS, *more.get("columns", [])], rows, note)
+
+    def settings(self, section: str, tokens: int = 1025):
+        for batch in self.args.batch or BATCHES[section]:
+            yield Setting(self.args.device, self.args.dtype, self.args.rank, batch, tokens)
+
+    def linear(self) -> None:
+        width, tokens = (32, 17) if self.args.smoke else (768, 1025)
+        shapes = {
+            "proj": (width, width),
+            "qkv": (3 * width, width),
+            "fc1": (4 * width, width),
+            "fc2": (width, 4 * width),
+        }
+        for kind, shape in shapes.items():
+            for setting in self.settings("linear", tokens):
+                name = f"{kind} {shape[1]} to {shape[0]}, {self.describe(setting)}"
+                self.announce(name)
+                keys = options.chosen(LINEAR, self.args, self.without, LINEAR)
+                cases = [linear_case(kind, shape, VARIANTS[k], LINEAR[k], setting) for k in keys]
+                self.table("linear", name, cases)
+
+    def block(self) -> None:
+        sizes, tokens = ((32, 2, 128), 17) if self.args.smoke else ((768, 12, 3072), 1025)
+        stock = make_blocks(*sizes)
+        for setting in self.settings("block", tokens):
+            name = f"width {sizes[0]}, {self.describe(setting)}"
+            self.announce(name)
+            keys = options.chosen(BLOCK, self.args, self.without)
+            self.table("block", name, [block_case(stock, VARIANTS[k], setting) for k in keys])
+
+    def model(self) -> None:
+        for model in self.args.models:
+            for setting in self.settings("model"):
+                name = f"{model}, {self.describe(setting, model=True)}"
+                self.announce(name)
+                net = self.upernet(model, setting)
+                keys = options.chosen(MODEL, self.args, self.without)
+                cases = [net.case(VARIANTS[k]) for k in keys]
+                note = "BatchNorms of the heads in eval mode." if setting.batch == 1 else ""
+                self.table("model", name, cases, note=note, columns=["resident", "trained"])
+                del net, cases  # before the next ones are built
+
+    def overhead(self) -> None:
+        """What thresholds, collection and allocation cost, as shares of a merged model's step."""
+        for model in self.args.models:
+            for setting in self.settings("overhead"):
+                name = f"{model}, {self.describe(setting, model=True)}"
+                self.announce(name)
+                net = self.upernet(model, setting)
+                case = net.case(VARIANTS["merged"])
+                step = measure([case], self.args.model_rounds, self.args.device, 1)[0]
+                rows = [
+                    dict(key="step", label="step (merged)", per_step=step.get("ms"), share=100.0)
+                ]
+                case.backward(case.forward())  # leaves the gradients in place
+                rows += self.parts(net.segmentor.backbone, setting)
+                case.finish()
+                for row in rows:
+                    row["share"] = 100 * row["per_step"] / step["ms"]
+                note = (
+                    f"Median of {self.args.rounds} calls. Reallocation is spread over an epoch of "
+                    f"{EPOCH} steps. The search is part of the step; here it is timed on its own, "
+                    "for every K: near the last step's threshold, as in training, and from scratch."
+                )
+                self.report.add(
+                    SECTIONS["overhead"], name, ["label", "per_step", "share"], rows, note
+                )
+                del net, case  # before the next ones are built
+
+    def parts(self, backbone, setting: Setting) -> list[dict]:
+        """Milliseconds per step of each part of the competition, for a model with gradients."""
+        tracker = ImportanceTracker(backbone)
+        adapters = list(tracker.adapters.values())
+        sizes = [adapter.size for adapter in adapters]
+        budget = sum(adapter.num_nonzero for adapter in adapters)
+
+        def reallocate():
+            shares = allocate_budget(tracker.scores(), sizes, budget, min_density=1e-3)
+            for adapter, share in zip(adapters, shares.tolist(), strict=True):
+                adapter.set_num_nonzero(share)
+
+        clock = functools.partial(time_call, rounds=self.args.rounds, device=setting.device)
+        collection = clock(tracker.update)
+        search = sum(clock(_search(adapter)) for adapter in adapters)
+        from_scratch = sum(clock(_search_from_scratch(adapter)) for adapter in adapters)
+        allocation = clock(reallocate) / EPOCH
+        parts = {
+            "threshold search": search,
+            "collection of importances": collection,
+            "scores and allocation": allocation,
+            "these three": search + collection + allocation,
+            "threshold search from scratch": from_scratch,
+        }
+        return [dict(key=slug(label), label=label, per_step=ms) for label, ms in parts.items()]
+
+    def upernet(self, model: str, setting: Setting) -> UperNet:
+        return UperNet(model, self.args.head_channels, setting, self.args.smoke)
+
+    def describe(self, setting: Setting, model: bool = False) -> str:
+        what = f"{self.args.head_channels}-channel head" if model else f"{setting.tokens} tokens"
+        return f"{what}, batch {setting.batch}, {setting.dtype}"
+
+    def announce(self, name: str) -> None:
+        print(f"{name}: building, warming up, measuring memory", flush=True)
+
+
+@torch.no_grad()
+def _dense(adapter) -> torch.Tensor:
+    """K of an adapter."""
+    kernel = KERNELS[adapter.rule.kernel][0]
+    return kernel(*adapter.params, scale=adapter.rule.scale)
+
+
+def _search(adapter):
+    """A call that looks for an adapter's threshold as a step does, near the last one."""
+    dense, sparsity = _dense(adapter), adapter.current_sparsity()
+
+    def call():
+        search = ThresholdSearch(dense.numel(), sparsity, copy.copy(adapter.bracket))
+        search.add(dense)
+        return search.finish(dense)
+
+    return call
+
+
+def _search_from_scratch(adapter):
+    """A call that looks for an adapter's threshold without knowing anything."""
+    dense, sparsity = _dense(adapter), adapter.current_sparsity()
+    return lambda: quantile_threshold(dense, sparsity)
+
+
+def main() -> None:
+    Bench(parse_args()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The rows of the tables: ways to tune one and the same stock module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from attention import plain_attention
+from baselines import add_lora, add_reference
+from torch import nn
+
+from snella_seg.inject import add_adapters, freeze_base
+from snella_seg.layers import AdaptedMultiheadAttention
+from snella_seg.layers.recompute import enable_recompute
+
+SPARSITY = 0.9
+HEADS = 2
+PUBLISHED_DROPOUT = dict(dropout=0.1, drop_path=0.1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to tune.
+
+    Args:
+        key: name in raw results and on the command line.
+        label: name in tables.
+        method: 'reference', 'snella', 'lora', 'full' or 'frozen'.
+        fused: attention by ``scaled_dot_product_attention``; else as the stock module does it.
+        recompute: GELU and LayerNorm outputs are recomputed in backward (SNELLA only).
+        options: of the adapter.
+    """
+
+    key: str
+    label: str
+    method: str
+    fused: bool = False
+    recompute: bool = False
+    options: dict = field(default_factory=dict)
+
+
+VARIANTS = {
+    v.key: v
+    for v in (
+        Variant("reference", "SNELLA, reference way", "reference"),
+        Variant(
+            "reference_reentrant",
+            "SNELLA, reference way, reentrant checkpointing",
+            "reference",
+            options=dict(reentrant=True),
+        ),
+        Variant("reference_sdpa", "SNELLA, reference way, SDPA", "reference", fused=True),
+        Variant(
+            "reference_dropout",
+            "SNELLA, reference way, its dropout and drop-path",
+            "reference",
+            options=PUBLISHED_DROPOUT,
+        ),
+        Variant("merged", "SNELLA, ours, merged", "snella", fused=True),
+        Variant(
+            "merged_recompute",
+            "SNELLA, ours, merged, recompute",
+            "snella",
+            fused=True,
+            recompute=True,
+        ),
+        Variant(
+            "split",
+            "SNELLA, ours, split (dropout, drop-path)",
+            "snella",
+            fused=True,
+            options=PUBLISHED_DROPOUT,
+        ),
+        Variant("lora", "LoRA (peft), SDPA", "lora", fused=True),
+        Variant("lora_stock", "LoRA (peft), stock attention", "lora"),
+        Variant("full", "full, stock attention", "full"),
+        Variant("full_sdpa", "full, SDPA", "full", fused=True),
+        Variant("frozen_stock", "frozen, stock attention", "frozen"),
+        Variant("frozen", "frozen, SDPA", "frozen", fused=True),
+    )
+}
+#: A single layer has no attention: its rows, with the labels that then apply.
+LINEAR = {
+    "reference": "SNELLA, reference way",
+    "reference_reentrant": "SNELLA, reference way, reentrant checkpointing",
+    "reference_dropout": "SNELLA, reference way, its dropout and drop-path",
+    "merged": "SNELLA, ours, merged",
+    "split": "SNELLA, ours, split (dropout, drop-path)",
+    "lora": "LoRA (peft)",
+    "full": "full",
+    "frozen": "frozen",
+}
+BLOCK = [key for key in VARIANTS if key != "lora_stock"]
+MODEL = [
+    *("reference", "merged", "merged_recompute", "split", "lora"),
+    *("full", "full_sdpa", "frozen_stock", "frozen"),
+]
+
+
+def tune(model: nn.Module, variant: Variant, rank: int, targets="auto") -> nn.Module:
+    """Make a stock module train as ``variant`` says, in place.
+
+    Args:
+        model: one layer, one block or a backbone, with the weights in place.
+        rank: of the adapters or of LoRA.
+        targets: for SNELLA, see :func:`snella_seg.inject.select_matrices`.
+    """
+    if variant.method == "snella":
+        adapter = dict(rank=rank, heads=HEADS, initial_sparsity=SPARSITY, **variant.options)
+        add_adapters(model, adapter, targets)
+        freeze_base(model, trainable=[])
+        for module in model.modules():
+            if isinstance(module, AdaptedMultiheadAttention):
+                module.returns_weights = not variant.fused  # as SnellaBackbone does
+        if variant.recompute:
+            enable_recompute(model)
+        return model
+    if variant.method in ("reference", "lora"):
+        plain_attention(model, variant.fused, packed=False)
+    elif variant.fused:
+        plain_attention(model, fused=True, packed=True)
+    prepare: dict[str, Callable] = {
+        "reference": lambda: add_reference(
+            model, rank=rank, sparsity=SPARSITY, heads=HEADS, **variant.options
+        ),
+        "lora": lambda: add_lora(model, rank),
+        "full": lambda: model.requires_grad_(True),
+        "frozen": lambda: model.requires_grad_(False),
+    }
+    prepare[variant.method]()
+    return model
