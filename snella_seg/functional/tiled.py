@@ -43,7 +43,7 @@ def column_tiles(out_features: int, in_features: int) -> list[slice]:
 
 def column_parts(columns: Tensor, out_features: int) -> tuple[Tensor, ...]:
     """Cut chosen columns likewise."""
-    return columns.split(max(MIN_COLUMNS, TILE // out_features))
+    return columns.split(max(MIN_COLUMNS, TILE // out_features)) if len(columns) else ()
 
 
 class Tile(NamedTuple):

@@ -293,6 +293,16 @@ def test_columns_without_a_weight_are_left_out_exactly(sparsity, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def test_a_starved_matrix_takes_no_part():
+    x, weight, _ = problem()
+    blocks = blocks_of()
+    blocks[0].sparsity = 1.0
+    y, grads, _ = run(x, weight, blocks)
+    torch.testing.assert_close(y[..., :6], F.linear(x, weight[:6]))
+    starved, other = grads[1:6], grads[6:]
+    assert not any(g.any() for g in starved) and all(g.any() for g in other)
+
+
 def test_one_read_weight_serves_several_graphs():
     _, weight, _ = problem()
     blocks = blocks_of()
