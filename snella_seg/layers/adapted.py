@@ -99,7 +99,7 @@ class AdaptedModule(nn.Module):
             return self.base_weight
         if not self.live:
             return self._cached("weight", self._merge)
-        version = (self._version(), torch.is_grad_enabled())
+        version = (self._seen(), torch.is_grad_enabled())
         known = self._shared[1]() if self._shared[0] == version else None
         if known is None:
             known = self._merge()
@@ -119,14 +119,14 @@ class AdaptedModule(nn.Module):
         with torch.autocast(self.base_weight.device.type, enabled=False):
             return merge_deltas(None, self.base_weight.shape, self.delta_blocks())[0].to(dtype)
 
-    def _version(self) -> list:
+    def _seen(self) -> list:
         tensors = [self.base_weight]
         for adapter in self.adapters.values():
             tensors += [*adapter.params, adapter.sparsity]
         return [(t.data_ptr(), t._version, t.requires_grad) for t in tensors]
 
     def _cached(self, key, make) -> Tensor:
-        version = self._version()
+        version = self._seen()
         if self._cache.get(key, (None,))[0] != version:
             self._cache[key] = (version, make())
         return self._cache[key][1]
