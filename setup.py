@@ -46,6 +46,7 @@ setup(
             "timm>=1.0",
         ],
         "timm": ["timm>=1.0"],
+        "bench": ["peft>=0.15", "matplotlib"],
         "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
     },
     classifiers=[
