@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .layers import AdaptedModule, SnellaAdapter
@@ -174,7 +175,7 @@ def add_adapters(
         rows = (matrix.start, matrix.stop)
         weight = module.base_weight
         made = SnellaAdapter(matrix.in_features, matrix.stop - matrix.start, **options)
-        made.to(device=weight.device)
+        made.to(weight.device, torch.float64 if weight.dtype == torch.float64 else None)
         module.add_adapter(matrix.kind, rows, made)
         added[matrix.name] = made
     for module in model.modules():

@@ -53,7 +53,8 @@ class ImportanceTracker:
     def _allocate(self, device: torch.device) -> None:
         """One buffer each for all averages and uncertainties, and views per factor tensor."""
         sizes = [factor.numel() for factor in self.factors]
-        self._averages = torch.zeros(sum(sizes), device=device)
+        dtype = torch.float64 if self.factors[0].dtype == torch.float64 else torch.float32
+        self._averages = torch.zeros(sum(sizes), dtype=dtype, device=device)
         self._uncertainties = torch.zeros_like(self._averages)
         self.average, self.uncertainty = (
             self._views(flat) for flat in (self._averages, self._uncertainties)

@@ -1,12 +1,15 @@
 """SnellaBackbone around mmseg's ViT and Swin and timm's, at toy size."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
+from torch.utils.checkpoint import checkpoint
 
 import snella_seg.register  # noqa: F401
 from snella_seg.inject import adapters_disabled, is_adapter_key, list_adapters
@@ -256,6 +259,32 @@ def test_recomputing_activations_saves_memory_and_no_bit_changes(name, half):
         sizes.append(sum(kept.values()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_recomputation_leaves_checkpointing_its_effect():
+    """Non-reentrant checkpointing: nothing of a block is kept by other ways than saved tensors."""
+    grads, alive = [], []
+    for checkpointing in (False, True):
+        backbone = wrap("timm_vit").train()
+        seen = []
+
+        def see(module, inputs, output, seen=seen):
+            seen.append(weakref.ref(inputs[0]))
+
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.GELU):
+                module.register_forward_hook(see)
+        x = image("timm_vit")
+        if checkpointing:
+            outputs = checkpoint(backbone, x, use_reentrant=False)
+        else:
+            outputs = backbone(x)
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in seen))
+        sum(out.square().mean() for out in outputs).backward()
+        grads.append([a.in_factors.grad for a in list_adapters(backbone).values()])
+    same(*grads)
+    assert alive == [2, 0]
 
 
 def test_recomputation_works_with_inner_checkpointing_and_drop_path():

@@ -229,13 +229,15 @@ def _backward_tiled(
 
 
 def _weight_backward_triton(grad_weight, weight, shape, made, scale, needs_merged):
-    """The same by the Triton kernels: the merged weight, where needed, and the gradients."""
+    """By the Triton kernels: the merged weight, where needed, and the parameters' gradients."""
     merged, grads = None, []
     if scale != 1.0:
         grad_weight = grad_weight * scale
     if needs_merged:
-        merged = torch.zeros(shape, dtype=torch.float32, device=grad_weight.device)
-        if weight is not None:
+        covered = sum(entry.block.stop - entry.block.start for entry in made) == shape[0]
+        make = torch.empty if covered else torch.zeros
+        merged = make(shape, dtype=torch.float32, device=grad_weight.device)
+        if weight is not None and not covered:
             merged.copy_(weight)
     for entry in made:
         rows = entry.block.rows

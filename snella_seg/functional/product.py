@@ -32,6 +32,13 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype if half is None or weight.dtype == torch.float64 else half
 
 
+def merging_loses_deltas(weight: Tensor) -> bool:
+    """Whether a product with ``weight`` runs here in less than its single precision."""
+    dtype = product_dtype(weight)
+    reduced = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return dtype in HALF or reduced
+
+
 def _full_precision(device: torch.device):
     return torch.autocast(device.type, enabled=False)
 
@@ -49,29 +56,36 @@ def _grouped(flat, lengths: list[int]) -> list[tuple]:
     return groups
 
 
+def _indices(chosen: Tensor, device: torch.device) -> Tensor:
+    """Where a mask on the CPU is true, on a device, without waiting for that."""
+    indices = chosen.nonzero()[:, 0]
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
+
+
 @dataclass
 class _Branch:
     """On what the deltas act: which entries of the first dimension, after which dropout.
 
-    ``keep`` are the indices that drop-path keeps, None for all; ``scale`` makes up for the
-    others. Dropout's mask is drawn anew from ``seed`` whenever it is needed.
+    ``keep`` are the indices that drop-path keeps, None for all, and ``left`` the others, for
+    which ``scale`` makes up. Dropout's mask is drawn anew from ``seed`` whenever it is needed.
     """
 
     keep: Tensor | None
+    left: Tensor | None
     scale: float
     dropout: float
     seed: int
 
     @classmethod
     def draw(cls, x: Tensor, dropout: float, drop_path: float) -> "_Branch":
-        keep, scale, seed = None, 1.0, 0
+        keep = left = None
+        scale = 1.0 / (1.0 - drop_path)
         if drop_path:
             kept = torch.rand(len(x)) >= drop_path
-            keep = None if kept.all() else kept.nonzero()[:, 0].to(x.device)
-            scale = 1.0 / (1.0 - drop_path)
-        if dropout:
-            seed = int(torch.randint(2**62, ()))
-        return cls(keep, scale, dropout, seed)
+            if not kept.all():
+                keep, left = (_indices(chosen, x.device) for chosen in (kept, ~kept))
+        seed = int(torch.randint(2**62, ())) if dropout else 0
+        return cls(keep, left, scale, dropout, seed)
 
     def select(self, x: Tensor) -> Tensor:
         """The entries that are kept, as rows (M, features)."""
@@ -92,7 +106,7 @@ class _Branch:
         if self.keep is None:
             total += rows.view(total.shape)
         else:
-            total.index_add_(0, self.keep, rows.view(-1, *total.shape[1:]))
+            total.index_add_(0, self.keep, rows.view(len(self.keep), *total.shape[1:]))
 
     def place(self, rows: Tensor, others, like: Tensor) -> Tensor:
         """Rows where :meth:`select` took them from, and ``others(entries)`` of what it left out."""
@@ -100,22 +114,25 @@ class _Branch:
         if self.keep is None:
             return rows.view(shape)
         total = rows.new_empty(shape)
-        total[self.keep] = rows.view(-1, *shape[1:])
-        left = torch.ones(len(like), dtype=torch.bool, device=rows.device)
-        left[self.keep] = False
-        total[left] = others(like[left])
+        total[self.keep] = rows.view(len(self.keep), *shape[1:])
+        total[self.left] = others(like[self.left])
         return total
 
 
 @dataclass
 class _Layer:
-    """All that is no tensor in a call of the product, and what backward learns from forward."""
+    """All that is no activation in a call of the product."""
 
     blocks: list[DeltaBlock]
     split: bool
     dtype: torch.dtype
     branch: _Branch
     recipe: Recipe | None
+
+    @property
+    def delta_dtype(self) -> torch.dtype:
+        """Precision of the product with the deltas; float16 has no room for values so small."""
+        return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -127,7 +144,7 @@ class _AdaptedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, layer, *params):
+    def forward(ctx, x, weight, bias, layer, made_from, *params):
         branch, dtype = layer.branch, layer.dtype
         with _full_precision(x.device):
             used = x.to(dtype)
@@ -137,12 +154,13 @@ class _AdaptedLinear(torch.autograd.Function):
             merged, states = merge_deltas(base, weight.shape, layer.blocks, branch.scale)
             if layer.split:
                 y = F.linear(used, plain_weight, plain_bias)
-                branch.add(y, F.linear(branch.drop(rows), merged.to(dtype)))
+                rows = branch.drop(rows).to(layer.delta_dtype)
+                branch.add(y, F.linear(rows, merged.to(rows.dtype)).to(y.dtype))
             else:
                 rows = F.linear(rows, merged.to(dtype), plain_bias)
                 y = branch.place(rows, lambda left: F.linear(left, plain_weight, plain_bias), used)
         ctx.layer = layer
-        kept = (used,) if layer.recipe is None else layer.recipe.inputs
+        kept = (used,) if layer.recipe is None else made_from
         ctx.lengths = [len(kept), *map(len, states)]
         ctx.input_dtype = x.dtype
         ctx.save_for_backward(weight, bias, *kept, *_flat(states), *params)
@@ -157,7 +175,7 @@ class _AdaptedLinear(torch.autograd.Function):
         lengths = ctx.lengths + [len(block.params) for block in layer.blocks]
         kept, *groups = _grouped(rest, lengths)
         states, params = groups[: len(layer.blocks)], groups[len(layer.blocks) :]
-        needs = _grouped(ctx.needs_input_grad[4:], [len(group) for group in params])
+        needs = _grouped(ctx.needs_input_grad[5:], [len(group) for group in params])
         made = [
             MadeBlock(block.with_params(group), state, need)
             for block, group, state, need in zip(layer.blocks, params, states, needs, strict=True)
@@ -166,10 +184,11 @@ class _AdaptedLinear(torch.autograd.Function):
         with _full_precision(grad_y.device):
             grad_y = grad_y.to(layer.dtype)
             plain_weight = weight.to(layer.dtype)
-            rows = branch.drop(branch.select(x))
+            exact = layer.delta_dtype if layer.split else layer.dtype
+            rows = branch.drop(branch.select(x)).to(exact)
             grad_rows, grads = product_backward(
                 rows,
-                branch.select(grad_y),
+                branch.select(grad_y).to(exact),
                 None if layer.split else weight,
                 weight.shape,
                 made,
@@ -179,7 +198,7 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_x = None
             if needs_x and layer.split:
                 grad_x = grad_y @ plain_weight
-                branch.add(grad_x, branch.drop(grad_rows))
+                branch.add(grad_x, branch.drop(grad_rows).to(grad_x.dtype))
             elif needs_x:
                 grad_x = branch.place(grad_rows, lambda left: left @ plain_weight, grad_y)
             flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
@@ -189,7 +208,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if needs_bias:
                 grad_bias = flat_grad.sum(0).to(bias.dtype)
         grad_x = None if grad_x is None else grad_x.to(ctx.input_dtype)
-        return grad_x, grad_weight, grad_bias, None, *grads
+        return grad_x, grad_weight, grad_bias, None, None, *grads
 
 
 class _AdaptedWeight(torch.autograd.Function):
@@ -233,12 +252,13 @@ def adapted_linear(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Tensor:
-    """Linear layer with a frozen weight and sparse deltas: ``y = x W^T + b + f(g(x) deltas^T)``.
+    """Linear layer with a frozen weight and sparse deltas: ``y = x (W + deltas)^T + b``.
 
     In single and double precision W and the deltas are merged into one product. Under autocast,
-    and for a weight held in half precision, a merged weight would round the deltas away: there W
-    and the deltas keep a product each, and the deltas are made in single precision. So they do
-    where dropout is asked for.
+    for a weight held in half precision, and where single-precision products run in TF32 or
+    bfloat16 (``torch.set_float32_matmul_precision``), a merged weight would round the deltas
+    away: there W and the deltas keep a product each, and the deltas are made in single precision.
+    So they do where dropout is asked for. A float16 product with the deltas runs in bfloat16.
 
     Args:
         x: input, shape (..., in). Where it was marked as recomputable
@@ -246,29 +266,35 @@ def adapted_linear(
         weight: W, shape (out, in).
         bias: shape (out,) or None.
         blocks: the deltas, by row ranges that do not overlap; an empty list gives the plain layer.
-        dropout: g, probability with which inputs of the deltas' product are left out.
-        drop_path: f, probability with which an entry of the first dimension of x does without
-            the deltas; the others' are scaled up. Costs no product.
+        dropout: probability with which inputs of the deltas' product are left out; the others
+            are scaled up.
+        drop_path: probability with which an entry of the first dimension of x does without the
+            deltas; the others' are scaled up. Costs no arithmetic: each entry has one product,
+            with W or with W + deltas.
 
     Returns:
         Tensor of shape (..., out).
 
     Raises:
-        ValueError: when a probability lies outside [0, 1).
+        ValueError: when a probability lies outside [0, 1), or a single vector has a drop_path.
     """
     for name, value in (("dropout", dropout), ("drop_path", drop_path)):
         if not 0.0 <= value < 1.0:
             raise ValueError(f"{name} must lie in [0, 1), got {value}")
+    if drop_path and x.ndim < 2:
+        raise ValueError("drop_path leaves out entries of a batch; x is a single vector")
     if not blocks:
         return F.linear(x, weight, bias)
+    recipe, made_from = recipe_of(x)
     layer = _Layer(
         blocks,
-        split=bool(dropout) or product_dtype(weight) in HALF,
+        split=bool(dropout) or merging_loses_deltas(weight),
         dtype=product_dtype(weight),
         branch=_Branch.draw(x, dropout, drop_path),
-        recipe=recipe_of(x),
+        recipe=recipe,
     )
-    return _AdaptedLinear.apply(x, weight, bias, layer, *_flat(block.params for block in blocks))
+    params = _flat(block.params for block in blocks)
+    return _AdaptedLinear.apply(x, weight, bias, layer, made_from, *params)
 
 
 def adapted_weight(weight: Tensor, blocks: list[DeltaBlock]) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Entries of a large matrix from which its threshold is guessed.
 SAMPLE = 1 << 14
+#: Relative width of a bracket above which a sample of the matrix tells more.
+WIDEST = 0.02
 
 
 @torch.no_grad()
@@ -90,24 +92,24 @@ class _Selection:
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
         self.inside: list[np.ndarray] = []
-        self.above_low = self.above_high = 0
+        self.up_to_low = self.up_to_high = 0
         self.masks = np.empty((2, 0), dtype=bool)
 
     def add(self, values: np.ndarray) -> None:
         if self.masks.shape[1] < len(values):
             self.masks = np.empty((2, len(values)), dtype=bool)
-        beyond_low, beyond_high = self.masks[:, : len(values)]
-        np.greater(values, self.low, out=beyond_low)
-        np.greater(values, self.high, out=beyond_high)
-        self.above_low += np.count_nonzero(beyond_low)
-        self.above_high += np.count_nonzero(beyond_high)
-        beyond_low ^= beyond_high
-        self.inside.append(values[beyond_low])
+        low, high = self.masks[:, : len(values)]
+        np.less_equal(values, self.low, out=low)  # NaN counts as large, as in a sort
+        np.less_equal(values, self.high, out=high)
+        self.up_to_low += np.count_nonzero(low)
+        self.up_to_high += np.count_nonzero(high)
+        high ^= low
+        self.inside.append(values[high])
 
     def select(self, rank: _Rank) -> Tensor | None:
         """The interpolated value, or None where an order statistic lies outside."""
-        below, up_to_high = rank.size - self.above_low, rank.size - self.above_high
-        if rank.lower < below or rank.upper >= up_to_high:
+        below = self.up_to_low
+        if rank.lower < below or rank.upper >= self.up_to_high:
             return None
         inside = np.concatenate(self.inside)
         return _interpolate(inside, rank.lower - below, rank.upper - below, rank.fraction)
@@ -157,7 +159,8 @@ class ThresholdSearch:
     def __init__(self, size: int, sparsity: float, bracket: Bracket) -> None:
         self.sparsity, self.bracket = sparsity, bracket
         self.rank = _Rank.of(size, sparsity)
-        self.selection = _Selection(*bracket.ends) if bracket.threshold > 0 else None
+        trusted = bracket.threshold > 0 and bracket.width <= WIDEST
+        self.selection = _Selection(*bracket.ends) if trusted else None
         self.at_end = self.rank.lower == self.rank.upper and self.rank.lower in (0, size - 1)
         self.ends: list[Tensor] = []
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from .delta import DeltaRule, in_working_precision
 from .threshold import Bracket, ThresholdSearch
 
-#: Weights in a tile, and the least number of columns: small enough for a cache and not to matter
-#: beside the activations, large enough for matrix products.
+#: Weights in a tile, and the least number of columns: small enough to stay in a cache and to be
+#: little beside the activations, large enough for matrix products to be efficient.
 TILE, MIN_COLUMNS = 400_000, 256
 #: Pairs with ``|p - q|^2 <= NEAR * (|p|^2 + |q|^2)`` have their distance taken directly.
 NEAR = 1 / 32
-#: Such pairs have ``|q| / |p|`` within ``(1 +- sqrt(1 - a^2)) / a`` for ``a = 1 - NEAR``, so their
-#: squared distance is at most this many times ``|p|^2``.
+#: In a column with such a pair the least squared distance is at most this many times |p|^2 alone,
+#: since such pairs have ``|q| / |p|`` within ``(1 +- sqrt(1 - a^2)) / a`` for ``a = 1 - NEAR``.
 _NEAR_COLUMN = NEAR * (1 + ((1 + math.sqrt(1 - (1 - NEAR) ** 2)) / (1 - NEAR)) ** 2)
 #: Share of active columns (rows) above which gathering them costs more than it saves.
 GATHER = 0.7
@@ -72,6 +72,7 @@ class TiledDelta:
         self.p, self.q = p * self.scale, q * self.scale  # so that distances come scaled
         self.alpha, self.gamma, self.beta = map(float, scalars) if scalars else (0.0, 1.0, 0.0)
         self.mixed = bool(scalars)
+        self.gamma = self.gamma or 1e-150  # so that a run that diverged shows NaN
         ones = self.p.new_ones(())
         self.p_squared, q_squared = (f.square().sum(-1) for f in (self.p, self.q))
         # |p|^2 + |q|^2 - 2 p.q as one product of rows (p, 1, |p|^2) and (-2q, |q|^2, 1)
@@ -125,7 +126,7 @@ class TiledDelta:
     def add_gradients(self, tile: Tile, grad_dense: Tensor) -> None:
         """Take in the gradient of the loss by K of a tile, (out, columns).
 
-        Overwrites ``grad_dense`` and the tile but for its difference.
+        Overwrites ``grad_dense`` and the tile's distances, softmax and K.
         """
         grad_difference = grad_dense
         if self.mixed:
@@ -178,7 +179,7 @@ def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tens
         kept = torch.nn.functional.hardshrink(dense, threshold)  # K where |K| > t
         return kept, kept.abs()
     if sparsifier == "soft":
-        return dense, torch.nn.functional.softshrink(dense, threshold).abs_()
+        return dense, (dense.abs() - threshold).clamp_min_(0)
     return dense, (dense.abs() > threshold).to(dense.dtype)
 
 

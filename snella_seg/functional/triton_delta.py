@@ -91,7 +91,8 @@ class _Matrix:
         """The factor in single precision (H, r/H, features), r/H filled up to a multiple of 4."""
         heads, features, rank = factor.shape
         make = torch.zeros if rank % 4 else torch.empty
-        table = make(heads, triton.cdiv(rank, 4) * 4, features, device=factor.device)
+        shape = (heads, triton.cdiv(rank, 4) * 4, features)
+        table = make(shape, dtype=torch.float32, device=factor.device)
         table[:, :rank].copy_(factor.transpose(1, 2))
         return table
 
@@ -221,7 +222,7 @@ def backward_delta(
         A gradient of shape and dtype of each parameter, None where none is wanted.
 
     Raises:
-        As :func:`make_delta`.
+        As :func:`make_delta`, and ValueError when ``needs`` does not fit the parameters.
     """
     m = _Matrix(params, rule)
     needs = (True,) * len(params) if needs is None else tuple(needs)

@@ -226,8 +226,10 @@ def sums_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, threshold_ptr, grad_ptr, b
         _store_sum(out_ptr, base_ptr, delta, rows, cols, inside, out_stride, base_stride, BASE)
     if MIXED:
         places = grad_ptr + rows[:, None] * grad_stride + cols[None, :]
-        grad = tl.load(places, mask=inside, other=0.0).to(tl.float32) * factor
+        grad = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.where(inside, grad * factor, 0.0)
         soft = tl.where(inside, soft, 0.0)
+        drop = tl.where(inside, drop, 0.0)
         tiles = tl.num_programs(0).to(tl.int64)
         place = partial_ptr + tl.program_id(0).to(tl.int64) * ins + cols
         tl.store(place, tl.sum(grad * soft, 0), mask=cols < ins)

@@ -15,8 +15,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ..functional import DeltaBlock, adapted_linear, adapted_weight
 from ..functional.blocks import merge_deltas
-from ..functional.delta import HALF
-from ..functional.product import product_dtype
+from ..functional.product import merging_loses_deltas
 from .adapter import SnellaAdapter
 
 
@@ -76,11 +75,13 @@ class AdaptedModule(nn.Module):
             drops = (options.dropout, options.drop_path) if self.training else (0.0, 0.0)
             weight = self.base_weight if start == 0 and stop is None else self.base_weight[rows]
             return adapted_linear(x, weight, bias, self.delta_blocks(start, stop), *drops)
-        dtype = product_dtype(self.base_weight)
-        if dtype not in HALF:
+        if not merging_loses_deltas(self.base_weight):
             return F.linear(x, self.effective_weight()[rows], bias)
         y = F.linear(x, self.base_weight[rows], bias)
-        return y + F.linear(x, self._cached(dtype, lambda: self._deltas(dtype))[rows])
+        dtype = torch.bfloat16 if y.dtype == torch.float16 else y.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            deltas = self._cached(dtype, lambda: self._deltas(dtype))[rows]
+            return y + F.linear(x.to(dtype), deltas).to(y.dtype)
 
     @property
     def live(self) -> bool:
@@ -107,17 +108,16 @@ class AdaptedModule(nn.Module):
         return known
 
     def _merge(self) -> Tensor:
-        if product_dtype(self.base_weight) in HALF:
+        if merging_loses_deltas(self.base_weight):
             warnings.warn(
-                f"the weight of {type(self).__name__} is read under mixed precision; whoever "
+                f"the weight of {type(self).__name__} is read for low-precision products; whoever "
                 "multiplies with it rounds most of the SNELLA delta away. Call the module instead",
                 stacklevel=4,
             )
         return adapted_weight(self.base_weight, self.delta_blocks())
 
     def _deltas(self, dtype: torch.dtype) -> Tensor:
-        with torch.autocast(self.base_weight.device.type, enabled=False):
-            return merge_deltas(None, self.base_weight.shape, self.delta_blocks())[0].to(dtype)
+        return merge_deltas(None, self.base_weight.shape, self.delta_blocks())[0].to(dtype)
 
     def _seen(self) -> list:
         tensors = [self.base_weight]
@@ -127,9 +127,10 @@ class AdaptedModule(nn.Module):
 
     def _cached(self, key, make) -> Tensor:
         version = self._seen()
-        if self._cache.get(key, (None,))[0] != version:
-            self._cache[key] = (version, make())
-        return self._cache[key][1]
+        entry = self._cache.get(key, (None, None))
+        if entry[0] != version:
+            entry = self._cache[key] = (version, make())
+        return entry[1]
 
     def _forget(self) -> None:
         self._cache: dict = {}

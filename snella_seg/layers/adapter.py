@@ -32,8 +32,9 @@ class SnellaAdapter(nn.Module):
         scale: weight of each head in the distance kernel, positive.
         dropout: probability with which an input of the delta's product is left out in training;
             the published runs use 0.1. Costs a second product per layer.
-        drop_path: probability with which an entry of the batch (a window, in Swin) does without
-            the delta in training; the published runs use 0.1. Costs nothing.
+        drop_path: probability with which an entry of the first dimension (an image; in Swin's
+            attention a window) does without the delta in training; the published runs use 0.1.
+            Neither acts where a weight is read instead of its module being called.
 
     Shapes: ``in_factors`` (H, in, r/H), ``out_factors`` (H, out, r/H), scalars (1,).
 

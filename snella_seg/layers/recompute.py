@@ -11,9 +11,9 @@ RECOMPUTED = (nn.GELU, nn.LayerNorm)
 def enable_recompute(model: nn.Module) -> int:
     """Let adapted linear layers keep how their input was made, where a GELU or LayerNorm made it.
 
-    These keep their own input for backward anyway, so their output need not be kept as well: in a
-    ViT block that is 6 of 16 activations of the width, for the time of a GELU and two LayerNorms
-    once more. Results are the same bits.
+    These keep their input for backward, so their output need not be kept as well: in a ViT block
+    that is 6 of 16 activations of the width, for the time of a GELU and two LayerNorms once more.
+    Results are the same bits.
 
     Args:
         model: any model; its modules are left as they are but for a forward hook.
@@ -23,10 +23,11 @@ def enable_recompute(model: nn.Module) -> int:
     """
     found = [module for module in model.modules() if isinstance(module, RECOMPUTED)]
     for module in found:
-        module.register_forward_hook(_mark_output)
+        module.register_forward_hook(_mark_output, prepend=True)
     return len(found)
 
 
 def _mark_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    if output.requires_grad:
-        mark(output, Recipe(module.forward, inputs, autocast_dtype(output.device.type)))
+    if output.requires_grad and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+        recipe = Recipe(module.forward, autocast_dtype(output.device.type))
+        mark(output, recipe, inputs)

@@ -1,4 +1,4 @@
-"""Attention of stock backbones without the full attention matrix.
+"""Attention of stock backbones by torch's fused kernels, which build no full attention matrix.
 
 Stock modules become subclasses of themselves whose forward calls
 ``scaled_dot_product_attention``; parameters, names and results (to rounding) stay. mmcv's
@@ -42,13 +42,12 @@ class _FusedBEiT:
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (batch, 1 + patches, channels)."""
-        bias = self.qkv.bias
-        if self.bias == "qv_bias":
-            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        if isinstance(self.qkv, AdaptedModule):
-            qkv = self.qkv.product(x, bias)
+        if self.bias != "qv_bias":
+            qkv = self.qkv(x)
         else:
-            qkv = F.linear(x, self.qkv.weight, bias)
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+            adapted = isinstance(self.qkv, AdaptedModule)
+            qkv = self.qkv.product(x, bias) if adapted else F.linear(x, self.qkv.weight, bias)
         q, k, v = _split(qkv, self.num_heads)
         position = None
         if self.relative_position_bias_table is not None:
@@ -73,7 +72,7 @@ FUSED = {
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Let all attention of a backbone that is known here do without the full matrix, in place."""
+    """Replace all attention of a backbone that is known here by the fused kind, in place."""
     for module in model.modules():
         fused = FUSED.get(type(module))
         if fused is not None:

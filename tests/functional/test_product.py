@@ -1,8 +1,19 @@
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from snella_seg.functional import DeltaBlock, DeltaRule, adapted_linear, adapted_weight, tiled
+from snella_seg.functional import (
+    DeltaBlock,
+    DeltaRule,
+    adapted_linear,
+    adapted_weight,
+    product,
+    tiled,
+)
+from snella_seg.functional import blocks as blocks_module
+from snella_seg.functional.recompute import Recipe, mark
 
 
 def blocks_of(rows=((0, 6), (6, 12)), in_features=5, kernel="mixed", dtype=torch.float64):
@@ -220,6 +231,113 @@ def test_probabilities_out_of_range_are_refused():
     for name in ("dropout", "drop_path"):
         with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\), got 1.0"):
             adapted_linear(x, weight, None, blocks_of(), **{name: 1.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_tiny_deltas_of_the_start_survive_half_precision(dtype):
+    """About 1e-7 each, which float16 cannot hold."""
+    torch.manual_seed(0)
+    p, q = (torch.empty(2, 256, 16).uniform_(-1 / 64, 1 / 64) for _ in range(2))
+    scalars = [torch.tensor([v]) for v in (1.0, 1.0, 0.0)]
+    params = tuple(t.requires_grad_() for t in (p, q, *scalars))
+    block = DeltaBlock(0, 256, DeltaRule(), 0.5, params)
+    x, zero = torch.randn(32, 256), torch.zeros(256, 256)
+
+    def by(half):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=half):
+            # float16 results of this size would be rounded themselves: look at larger ones
+            y = adapted_linear(leaf * 1e4, zero, None, [block]).float()
+        return [y, *torch.autograd.grad(y, [leaf, p, q], torch.ones_like(y))]
+
+    for exact, found in zip(by(False), by(True), strict=True):
+        assert (found - exact).norm() < 2e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_reduced_single_precision_splits(precision, monkeypatch):
+    """TF32 and the like round a merged weight; what they are set to is asked at every call."""
+    calls = []
+    monkeypatch.setattr(product, "merge_deltas", lambda *a: calls.append(a[0]) or merge(*a))
+    merge = blocks_module.merge_deltas
+    x, weight, _ = problem(torch.float32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for setting in ("highest", precision):
+            torch.set_float32_matmul_precision(setting)
+            adapted_linear(x, weight, None, blocks_of(dtype=torch.float32))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert calls[0] is weight and calls[1] is None
+
+
+@pytest.mark.parametrize("change", ["output", "input", "nothing"])
+def test_a_recipe_is_void_after_changes_in_place(change):
+    _, weight, _ = problem()
+    blocks = blocks_of()
+    source = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    params = [p for b in blocks for p in b.params]
+    results, calls = [], []
+
+    def make_again(t):
+        calls.append(1)
+        return t.tanh() * 1.0
+
+    for marked in (True, False):
+        made_of = source.clone()
+        leaf = made_of.tanh().requires_grad_()
+        x = leaf * 1.0
+        if marked:
+            mark(x, Recipe(make_again, None), (made_of,))
+        if change == "output":
+            x += 1.0
+        if change == "input":
+            made_of += 1.0
+        y = adapted_linear(x, weight, None, blocks)
+        results.append(torch.autograd.grad(y.sum(), params))
+    assert bool(calls) == (change == "nothing")
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_a_recipe_starts_from_dies_with_the_graph():
+    _, weight, _ = problem()
+    source = torch.randn(3, 5, dtype=torch.float64, requires_grad=True) * 2.0
+    x = source.tanh()
+    mark(x, Recipe(torch.tanh, None), (source,))
+    y = adapted_linear(x, weight, None, blocks_of()).sum()
+    alive = weakref.ref(source)
+    del source, x
+    assert alive() is not None  # autograd holds it
+    y.backward()
+    assert alive() is None  # and y, still there, does not
+
+
+def test_a_trainable_weight_gets_its_gradient():
+    x, weight, bias = problem()
+    weight.requires_grad_()
+    for options in ({}, dict(dropout=0.3), dict(drop_path=0.5)):
+        torch.manual_seed(0)
+        y = adapted_linear(x, weight, bias, blocks_of(), **options)
+        seed = torch.randn_like(y)
+        found = torch.autograd.grad(y, weight, seed)[0]
+        torch.testing.assert_close(found, torch.autograd.grad(F.linear(x, weight), weight, seed)[0])
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (4, 5), (2, 3, 4, 5)])
+def test_inputs_of_any_shape(shape):
+    _, weight, _ = problem()
+    blocks = blocks_of()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y, expected = adapted_linear(x, weight, None, blocks), plain(x, weight, None, blocks)
+    torch.testing.assert_close(y, expected)
+    inputs = [x, *(p for b in blocks for p in b.params)]
+    found = torch.autograd.grad(y.sum(), inputs)
+    for a, b in zip(found, torch.autograd.grad(expected.sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b)
+    if len(shape) == 1:
+        with pytest.raises(ValueError, match="single vector"):
+            adapted_linear(x, weight, None, blocks, drop_path=0.5)
 
 
 @pytest.mark.parametrize("sparsity", [0.4, 0.95])
