@@ -276,6 +276,7 @@ def test_a_cpu_without_the_interpreter_is_refused():
 @pytest.mark.parametrize("half", [False, True])
 def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch):
     """Packed rows of which some are not adapted; the same as by the tiled weight side."""
+    torch.manual_seed(2)
     weight, x = torch.randn(24, 17, device=device), torch.randn(6, 3, 17, device=device)
     rows = ((0, 8), (16, 24))
     params = [make_params(8, 17, 2, 3, "mixed", device) for _ in rows]
@@ -296,7 +297,7 @@ def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch
         grads = torch.autograd.grad(y, leaves, seed)
         results.append([y, merged, *grads, *torch.autograd.grad(merged.square().sum(), leaves[1:])])
     for a, b in zip(*results, strict=True):
-        scale = float(b.detach().abs().max())
+        scale = float(b.detach().abs().max()) + 0.01  # the scalars are sums of larger terms
         torch.testing.assert_close(a, b, rtol=0, atol=(5e-2 if half else 2e-5) * scale)
 
 
