@@ -23,7 +23,6 @@ from snella_seg.functional import (
 from snella_seg.functional import triton_delta as fast
 
 INTERPRETED = fast.available(torch.device("cpu"))
-needs_triton = pytest.mark.skipif(fast.triton is None, reason="needs Triton")
 needs_compiler = pytest.mark.skipif(
     fast.triton is None or INTERPRETED, reason="needs Triton, and not in its interpreter"
 )
