@@ -153,16 +153,16 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
     if missing:
         raise CheckpointError(
             f"incomplete load of the frozen {kind} from {source}: {len(missing)} of "
-            f"{len(expected)} weights are missing: {_some(missing)}. Give a checkpoint that has "
+            f"{len(expected)} weights are missing: {some(missing)}. Give a checkpoint that has "
             f"them, or list them in trainable=[...] if they are to be trained from scratch"
         )
     if misshapen:
         raise CheckpointError(
-            f"weights of {source} do not fit this {kind}: {_some(misshapen)}. "
+            f"weights of {source} do not fit this {kind}: {some(misshapen)}. "
             "Use the checkpoint of this architecture"
         )
     if fresh:
-        print_log(f"Not in {source}, trained from scratch: {_some(fresh)}", "current")
+        print_log(f"Not in {source}, trained from scratch: {some(fresh)}", "current")
     unused = [
         k.removeprefix(prefix)
         for k in state
@@ -173,7 +173,7 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
         hint = " (patch_bias=True takes it in)" if "patch_embed.projection.bias" in unused else ""
         print_log(
             f"{source} holds {len(unused)} weights that this {kind} has no place for: "
-            f"{_some(unused)}{hint}",
+            f"{some(unused)}{hint}",
             logger="current",
             level=30,
         )
@@ -201,7 +201,7 @@ def check_adapters(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -
     ):
         if names:
             raise CheckpointError(
-                f"the checkpoint {what}: {_some(names)}. Use the targets, rank and kernel that it "
+                f"the checkpoint {what}: {some(names)}. Use the targets, rank and kernel that it "
                 "was trained with"
             )
     misshapen = [
@@ -211,17 +211,18 @@ def check_adapters(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -
     ]
     if misshapen:
         raise CheckpointError(
-            f"adapters of the checkpoint do not fit this model: {_some(misshapen)}. Use the rank, "
+            f"adapters of the checkpoint do not fit this model: {some(misshapen)}. Use the rank, "
             "heads and backbone that it was trained with"
         )
     broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
         raise CheckpointError(
-            f"the checkpoint holds NaN or infinite adapter values: {_some(broken)}. Training had "
+            f"the checkpoint holds NaN or infinite adapter values: {some(broken)}. Training had "
             "diverged: use an earlier checkpoint"
         )
 
 
-def _some(names: list[str], limit: int = 6) -> str:
+def some(names: list[str], limit: int = 6) -> str:
+    """The first names of a list, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -41,9 +41,11 @@ KINDS = (*QKV, "proj", "fc1", "fc2")
 class Matrix:
     """One matrix that can be adapted: rows of a weight of a module.
 
-    ``name`` is the module's name and the matrix's kind, joined by a dot.
+    ``name`` is the module's name and the matrix's kind, joined by a dot; ``weight`` is the name of
+    the weight.
     """
 
+    weight: str
     module: str
     kind: str
     start: int
@@ -73,7 +75,7 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
         weight = module._parameters.get(weight_name)
         if weight is None:  # attention with keys and values of other widths
             continue
-        full_name = f"{module_name}.{weight_name}"
+        full_name = f"{module_name}.{weight_name}" if module_name else weight_name
         kinds = _auto_kinds(full_name)
         auto = kinds is not None
         if kinds is None:
@@ -83,9 +85,8 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
         if rows * len(kinds) != weight.shape[0]:
             continue  # not q, k and v of one width
         for i, kind in enumerate(kinds):
-            matrices.append(
-                Matrix(module_name, kind, i * rows, (i + 1) * rows, weight.shape[1], auto)
-            )
+            span = (i * rows, (i + 1) * rows)
+            matrices.append(Matrix(full_name, module_name, kind, *span, weight.shape[1], auto))
     return matrices
 
 
@@ -142,47 +143,92 @@ def _near(pattern: str, known: Iterable[str]) -> str:
     return f"; near matches: {', '.join(near)}" if near else ""
 
 
-def add_adapters(
+def make_adapters(
     model: nn.Module, adapter: dict | None = None, targets: str | Iterable[str] = "auto"
 ) -> dict[str, SnellaAdapter]:
-    """Give every chosen matrix of ``model`` an adapter, in place.
-
-    The adapted modules stay where they are and keep their parameters and the names of these.
+    """Make an adapter for every chosen matrix of ``model``, which is left as it is.
 
     Args:
-        model: the backbone; must not carry adapters yet.
+        model: the backbone.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter` (rank, kernel, ...).
         targets: see :func:`select_matrices`.
 
     Returns:
-        Matrix name -> adapter, in the order of the modules.
+        Matrix name -> adapter, in the order of the modules, for :func:`attach_adapters`.
 
     Raises:
-        ValueError: on unknown arguments or targets, or when the model is adapted already.
+        ValueError: on unknown arguments or targets.
     """
-    if list_adapters(model):
-        raise ValueError(f"{type(model).__name__} carries SNELLA adapters already; wrap it once")
     options = dict(adapter or {})
     known = [*inspect.signature(SnellaAdapter).parameters][2:]
     for key in options:
         if key not in known:
             raise ValueError(f"unknown adapter option {key!r}{_near(key, known)}")
-    added = {}
-    chosen = select_matrices(model, targets)
-    SnellaAdapter(1, 1, **options)  # refuse bad options before anything is changed
-    for matrix in chosen:
+    made = {}
+    for matrix in select_matrices(model, targets):
+        module, _, weight_name = matrix.weight.rpartition(".")
+        weight = model.get_submodule(module)._parameters[weight_name]
+        new = SnellaAdapter(matrix.in_features, matrix.stop - matrix.start, **options)
+        made[matrix.name] = new.to(
+            weight.device, torch.float64 if weight.dtype == torch.float64 else None
+        )
+    if not made:
+        SnellaAdapter(1, 1, **options)  # refuses bad options where nothing is adapted, too
+    return made
+
+
+def attach_adapters(model: nn.Module, adapters: dict[str, SnellaAdapter]) -> None:
+    """Let adapters act on the matrices that they are named after, in place.
+
+    The adapted modules stay where they are and keep their parameters and the names of these.
+
+    Args:
+        model: the backbone; must not carry adapters.
+        adapters: matrix name -> adapter, see :func:`make_adapters`.
+
+    Raises:
+        ValueError: when the model is adapted already, or lacks a matrix.
+    """
+    if list_adapters(model):
+        raise ValueError(f"{type(model).__name__} carries SNELLA adapters already; wrap it once")
+    matrices = {matrix.name: matrix for matrix in find_matrices(model)}
+    unknown = [name for name in adapters if name not in matrices]
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} has no matrix {unknown[0]!r}{_near(unknown[0], matrices)}"
+        )
+    for name, adapter in adapters.items():
+        matrix = matrices[name]
         module = _adapted(model.get_submodule(matrix.module))
-        rows = (matrix.start, matrix.stop)
-        weight = module.base_weight
-        made = SnellaAdapter(matrix.in_features, matrix.stop - matrix.start, **options)
-        made.to(weight.device, torch.float64 if weight.dtype == torch.float64 else None)
-        module.add_adapter(matrix.kind, rows, made)
-        added[matrix.name] = made
+        module.add_adapter(matrix.kind, (matrix.start, matrix.stop), adapter)
     for module in model.modules():
         # The stock attention reads its output projection's weight and never calls it.
         if isinstance(module, nn.MultiheadAttention) and isinstance(module.out_proj, AdaptedModule):
             _adapted(module)
-    return added
+
+
+def detach_adapters(model: nn.Module) -> dict[str, SnellaAdapter]:
+    """Take all adapters off a model, whose modules are stock modules again.
+
+    Returns:
+        Matrix name -> adapter, for :func:`attach_adapters`.
+    """
+    adapters = list_adapters(model)
+    for module in [m for m in model.modules() if isinstance(m, AdaptedModule)]:
+        module.stop_adapting()
+    return adapters
+
+
+def add_adapters(
+    model: nn.Module, adapter: dict | None = None, targets: str | Iterable[str] = "auto"
+) -> dict[str, SnellaAdapter]:
+    """Give every chosen matrix of ``model`` an adapter: make them and attach them, in place.
+
+    Arguments, result and errors are those of :func:`make_adapters` and :func:`attach_adapters`.
+    """
+    adapters = make_adapters(model, adapter, targets)
+    attach_adapters(model, adapters)
+    return adapters
 
 
 def _adapted(module: nn.Module) -> AdaptedModule:

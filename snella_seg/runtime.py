@@ -1,5 +1,6 @@
 """What the tools do around mmengine's Runner: checks, and fitting a config to the machine."""
 
+import copy
 import functools
 import importlib
 import inspect
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmseg.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import find_latest_checkpoint, load_checkpoint
+from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from .checkpoint import CheckpointError
@@ -53,16 +58,34 @@ def check_checkpoint(path: str, what: str) -> None:
 
     Raises:
         FileNotFoundError: when there is none.
-        CheckpointError: when it is cut short, or something else.
+        CheckpointError: when it is cut short, or something else. (Adapter files are checked when
+            they are read.)
     """
     if path.startswith(_REMOTE):
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"{what} not found: {path}")
+    if path.endswith(".safetensors"):
+        return
     with open(path, "rb") as file:
         is_pickle = file.read(1) == b"\x80"  # as torch saved before 1.6
     if not is_pickle and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{what} is cut short or not from torch.save: {path}; copy it anew")
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The checkpoint from which a run in ``work_dir`` goes on, or None to begin.
+
+    That is the one that ``last_checkpoint`` names, if it is whole, in the work dir if that has been
+    moved; else the newest whole one.
+    """
+    folder, candidates = Path(work_dir), []
+    named = find_latest_checkpoint(work_dir)
+    if named:
+        candidates = [Path(named), folder / Path(named).name]
+    others = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth")]
+    candidates += sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((str(path) for path in candidates if zipfile.is_zipfile(path)), None)
 
 
 def refuse_other_heads(model: nn.Module) -> None:
@@ -93,6 +116,64 @@ def refuse_other_heads(model: nn.Module) -> None:
             )
 
     model._register_load_state_dict_pre_hook(check)
+
+
+def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
+    """Build a config's segmentor on the CPU, in eval mode, and load a checkpoint into it.
+
+    Args:
+        cfg: is left as it is.
+        checkpoint: a .pth file, slim or whole, or an adapter file. Without one the backbone's base
+            weights are loaded and heads start as they do in training.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        CheckpointError: when it does not fit.
+    """
+    cfg = copy.deepcopy(cfg)
+    replace_type(cfg.model, "SyncBN", "BN")
+    init_default_scope(cfg.get("default_scope", "mmseg"))
+    model = MODELS.build(cfg.model)
+    meta = {}
+    if checkpoint is None:
+        model.init_weights()
+    else:
+        check_checkpoint(checkpoint, "checkpoint")
+        allow_numpy_scalars()
+        refuse_other_heads(model)
+        meta = load_checkpoint(model, checkpoint, map_location="cpu").get("meta", {})
+    model.cfg, model.dataset_meta = cfg, meta.get("dataset_meta")
+    return model.eval()
+
+
+def load_image(cfg: Config, image: str) -> dict:
+    """A batch of one image file, taken through a config's test pipeline without its labels.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+    """
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"image not found: {image}")
+    steps = cfg.get("test_pipeline") or cfg.test_dataloader.dataset.pipeline
+    pipeline = Compose([step for step in steps if "Annotations" not in str(step["type"])])
+    return pseudo_collate([pipeline(dict(img_path=str(image)))])
+
+
+@torch.no_grad()
+def logits(model: nn.Module, image: str | None = None, size: int = 512) -> torch.Tensor:
+    """What a segmentor says of an image, (1, classes, H/s, W/s), before it is resized.
+
+    Args:
+        model: of :func:`build_segmentor`.
+        image: a file; None for noise.
+        size: side of the noise in pixels.
+    """
+    if image is None:
+        noise = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
+        batch = dict(inputs=[torch.from_numpy(noise)])
+    else:
+        batch = load_image(model.cfg, image)
+    return model(model.data_preprocessor(batch, False)["inputs"], mode="tensor")
 
 
 def prepare(cfg: Config) -> None:
@@ -161,7 +242,7 @@ def fit_to_machine(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     gpu = torch.cuda.is_available()
     if not gpu or launcher == "none":
-        _replace_type(cfg.get("model"), "SyncBN", "BN")
+        replace_type(cfg.get("model"), "SyncBN", "BN")
     if not gpu:
         if cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper":
             enable_amp(cfg)
@@ -169,15 +250,15 @@ def fit_to_machine(cfg: Config, launcher: str) -> None:
             _use_gloo(cfg, launcher)
 
 
-def _replace_type(node, old: str, new: str) -> None:
+def replace_type(node, old: str, new: str) -> None:
     if isinstance(node, dict):
         if node.get("type") == old:
             node["type"] = new
         for value in node.values():
-            _replace_type(value, old, new)
+            replace_type(value, old, new)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _replace_type(value, old, new)
+            replace_type(value, old, new)
 
 
 def _use_gloo(cfg: Config, launcher: str) -> None:

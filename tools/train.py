@@ -52,10 +52,17 @@ def main() -> None:
     runtime.fit_to_machine(cfg, args.launcher)
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None
-        if args.resume != "auto":
+        cfg.load_from = args.resume
+        if args.resume == "auto":
+            cfg.load_from = runtime.latest_checkpoint(cfg.work_dir)
+            cfg.resume = cfg.load_from is not None
+        elif args.resume.endswith(".safetensors"):
+            raise ValueError(
+                "an adapter file holds no optimizer to resume with; start from it by "
+                f"--cfg-options load_from={args.resume}"
+            )
+        else:
             runtime.check_checkpoint(args.resume, "checkpoint to resume from")
-            cfg.load_from = args.resume
     elif cfg.get("load_from"):
         runtime.check_checkpoint(cfg.load_from, "checkpoint (load_from)")
     runtime.prepare(cfg)

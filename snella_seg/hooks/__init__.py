@@ -1,6 +1,7 @@
-"""Registers the hook that lets matrices compete for the budget with mmengine's HOOKS."""
+"""Registers hooks with mmengine's HOOKS: competition for the budget, and checkpoints."""
 
 from .. import _require  # noqa: F401
+from .checkpoint import SnellaCheckpointHook
 from .sparsity_allocation import SparsityAllocationHook
 
-__all__ = ["SparsityAllocationHook"]
+__all__ = ["SnellaCheckpointHook", "SparsityAllocationHook"]

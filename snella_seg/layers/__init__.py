@@ -2,12 +2,13 @@
 
 from .adapted import AdaptedLinear, AdaptedModule, AdaptedMultiheadAttention
 from .adapter import SnellaAdapter
-from .recompute import enable_recompute
+from .recompute import disable_recompute, enable_recompute
 
 __all__ = [
     "AdaptedLinear",
     "AdaptedModule",
     "AdaptedMultiheadAttention",
     "SnellaAdapter",
+    "disable_recompute",
     "enable_recompute",
 ]

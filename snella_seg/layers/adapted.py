@@ -35,6 +35,13 @@ class AdaptedModule(nn.Module):
         self.adapters_enabled = True
         self._forget()
 
+    def stop_adapting(self) -> None:
+        """Become a module of the stock class again; adapters are let go."""
+        for name in ("adapters", "adapter_rows", "adapters_enabled", "_cache", "_shared"):
+            delattr(self, name)
+        self.__dict__.pop("returns_weights", None)
+        self.__class__ = type(self).stock_class
+
     def add_adapter(self, name: str, rows: tuple[int, int], adapter: SnellaAdapter) -> None:
         """Let ``adapter`` act on the rows ``rows[0]:rows[1]`` of the weight."""
         self.adapters[name] = adapter

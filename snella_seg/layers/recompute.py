@@ -21,10 +21,18 @@ def enable_recompute(model: nn.Module) -> int:
     Returns:
         The number of modules that now mark their outputs.
     """
+    disable_recompute(model)  # a second hook would do the work twice
     found = [module for module in model.modules() if isinstance(module, RECOMPUTED)]
     for module in found:
         module.register_forward_hook(_mark_output, prepend=True)
     return len(found)
+
+
+def disable_recompute(model: nn.Module) -> None:
+    """Undo :func:`enable_recompute`."""
+    for module in model.modules():
+        for key in [k for k, hook in module._forward_hooks.items() if hook is _mark_output]:
+            del module._forward_hooks[key]
 
 
 def _mark_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:

@@ -82,6 +82,16 @@ def fuse_attention(model: nn.Module) -> None:
             inner.returns_weights = False  # mmcv asks for the weights and discards them
 
 
+def restore_attention(model: nn.Module) -> None:
+    """Undo :func:`fuse_attention`."""
+    stock = {fused: kind for kind, fused in FUSED.items()}
+    for module in model.modules():
+        if type(module) in stock:
+            module.__class__ = stock[type(module)]
+        elif isinstance(module, AdaptedMultiheadAttention):
+            module.__dict__.pop("returns_weights", None)
+
+
 def _split(qkv: Tensor, heads: int) -> Tensor:
     """(N, L, 3 * C) -> q, k and v, each (N, heads, L, C / heads)."""
     return qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)

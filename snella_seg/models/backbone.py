@@ -5,13 +5,23 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
-from ..checkpoint import check_adapters, check_base, init_base_weights
-from ..inject import adapters_disabled, add_adapters, freeze_base
-from ..layers import enable_recompute
-from .attention import fuse_attention
+from ..checkpoint import CheckpointError, check_adapters, check_base, init_base_weights
+from ..header import (
+    HEADER,
+    check_adapter_options,
+    check_version,
+    compare_base,
+    decode_header,
+    frozen_state,
+    plain_config,
+)
+from ..inject import adapters_disabled, add_adapters, freeze_base, is_adapter_key
+from ..layers import disable_recompute, enable_recompute
+from .attention import fuse_attention, restore_attention
 
 
 @MODELS.register_module()
@@ -39,9 +49,19 @@ class SnellaBackbone(BaseModule):
         recompute: let adapted layers make the outputs of GELU and LayerNorm again in backward
             instead of keeping them (:func:`snella_seg.layers.enable_recompute`): the same bits
             and a third less memory per block for a little time.
+        base_checkpoint: path of base weights; goes before all others. Unlike ``init_cfg`` it is
+            kept by mmseg's ``init_model``.
+        check_base: refuse slim checkpoints and adapters that were trained on another base, by the
+            digests of its weights; False only warns.
         pretrained: path of base weights; the older spelling of ``init_cfg``.
         init_cfg: passed on to the stock backbone, for example
             ``dict(type='Pretrained', checkpoint=...)``. None keeps the one in ``backbone``.
+
+    Attributes:
+        inner_config: the stock backbone's config, as JSON has it.
+        trained_base: names of the base parameters that are trained.
+        base_source: the file that the base came from, or None where it is not known; only a base
+            that can be had again is left out of slim checkpoints.
 
     Input (N, 3, H, W); output as of the stock backbone: a tuple of maps (N, C, H/s, W/s).
 
@@ -58,6 +78,8 @@ class SnellaBackbone(BaseModule):
         trainable: str | Sequence[str] = "auto",
         fused_attention: bool = True,
         recompute: bool = True,
+        base_checkpoint: str | None = None,
+        check_base: bool = True,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
         **leaked,
@@ -69,20 +91,46 @@ class SnellaBackbone(BaseModule):
                 "backbone: wrap a config with backbone=dict(_delete_=True, "
                 "type='SnellaBackbone', backbone={{_base_.model.backbone}})"
             )
-        self.backbone = MODELS.build(_inner_config(backbone, pretrained, init_cfg))
+        config = _inner_config(backbone, pretrained, init_cfg, base_checkpoint)
+        self.inner_config = plain_config(config)
+        self.backbone = MODELS.build(config)
         add_adapters(self.backbone, adapter, targets)
         freeze_base(self.backbone, trainable)
+        self.trained_base = frozenset(
+            name
+            for name, parameter in self.backbone.named_parameters()
+            if parameter.requires_grad and not is_adapter_key(name)
+        )
+        self.fused_attention, self.recompute = fused_attention, recompute
+        self.check_base = check_base
+        self.base_source = _timm_source(self.backbone, config)
+        self._base_is_loaded = self.base_source is not None
         self._channels_last = str(getattr(_timm_model(self), "output_fmt", "")).endswith("NHWC")
-        if fused_attention:
-            fuse_attention(self.backbone)
-        if recompute:
-            enable_recompute(self.backbone)
+        self.optimize_modules()
         self._register_load_state_dict_pre_hook(self._before_load)
 
     def init_weights(self) -> None:
         """Load or draw the base weights as the stock backbone does; adapters are not touched."""
         with adapters_disabled(self.backbone):
             init_base_weights(self.backbone)
+        source = (self.backbone.init_cfg or {}).get("checkpoint")
+        if source is not None:
+            self.base_source, self._base_is_loaded = source, True
+
+    def optimize_modules(self) -> None:
+        """Let modules run as ``fused_attention`` and ``recompute`` ask for.
+
+        To be called again after adapters were attached.
+        """
+        if self.fused_attention:
+            fuse_attention(self.backbone)
+        if self.recompute:
+            enable_recompute(self.backbone)
+
+    def restore_modules(self) -> None:
+        """Undo :meth:`optimize_modules`: but for adapters, all modules are stock ones."""
+        restore_attention(self.backbone)
+        disable_recompute(self.backbone)
 
     def forward(self, x):
         if self.training and torch.is_grad_enabled() and _checkpoints_blocks(self.backbone):
@@ -102,13 +150,64 @@ class SnellaBackbone(BaseModule):
         return self
 
     def _before_load(self, state_dict, prefix, *_):
-        """Take in stock names, then refuse what is incomplete, misshapen or not finite."""
+        """Take in stock names and slim checkpoints; refuse what is incomplete or does not fit."""
         inner = f"{prefix}backbone."
+        header = state_dict.pop(prefix + HEADER, None)
         if not any(key.startswith(inner) for key in state_dict):
             for key in [k for k in state_dict if k.startswith(prefix)]:
                 state_dict[inner + key.removeprefix(prefix)] = state_dict.pop(key)
+        if header is not None:
+            header = decode_header(header)
+            check_version(header["version"], "the checkpoint's SNELLA header")
+            check_adapter_options(self, header)
+        whole = any(inner + name in state_dict for name in frozen_state(self))
+        if header is not None and not whole:
+            self._add_base(state_dict, inner, header)
         check_base(self.backbone, state_dict, inner, "the checkpoint")
         check_adapters(self.backbone, state_dict, inner)
+        if whole:
+            self._follow_base(state_dict, inner)
+
+    def _add_base(self, state_dict: dict, inner: str, header: dict) -> None:
+        """Complete the state of a slim checkpoint by this model's own base."""
+        if not self._base_is_loaded:
+            self._load_base(header["base"].get("source"))
+        problem = compare_base(self, header)
+        if problem and self.check_base:
+            raise CheckpointError(
+                f"{problem}. Set model.backbone.base_checkpoint to the base that they were trained "
+                "on, or model.backbone.check_base=False to load them all the same"
+            )
+        if problem:
+            print_log(f"{problem}; loaded all the same (check_base=False)", "current", level=30)
+        for name, value in frozen_state(self).items():
+            state_dict[inner + name] = value
+
+    def _load_base(self, recorded: str | None) -> None:
+        """Load the base from where the config says, or else from where it was in training."""
+        named = (self.backbone.init_cfg or {}).get("checkpoint")
+        if named is None and recorded is None:
+            raise CheckpointError(
+                "the checkpoint leaves out the frozen base and the config does not name its file; "
+                "set model.backbone.base_checkpoint"
+            )
+        if named is None:
+            self.backbone.init_cfg = dict(type="Pretrained", checkpoint=recorded)
+        try:
+            self.init_weights()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"the checkpoint leaves out the frozen base. {error}, or set "
+                "model.backbone.base_checkpoint"
+            ) from None
+
+    def _follow_base(self, state_dict: dict, inner: str) -> None:
+        """Forget the base's file when weights of another base are about to be loaded."""
+        self._base_is_loaded = True
+        for name, value in frozen_state(self).items():
+            given = state_dict.get(inner + name)
+            if given is not None and not torch.equal(given.to(value.device), value):
+                self.base_source = None
 
 
 def _checkpoints_blocks(backbone) -> bool:
@@ -121,8 +220,18 @@ def _timm_model(wrapper: SnellaBackbone):
     return getattr(wrapper.backbone, "timm_model", None)
 
 
+def _timm_source(backbone, config: ConfigDict) -> str | None:
+    """Where TIMMBackbone, which loads when it is built, has its weights from."""
+    if not getattr(backbone, "is_init", False):
+        return None
+    return config.get("checkpoint_path") or f"timm, {config.get('model_name')}, pretrained=True"
+
+
 def _inner_config(
-    backbone: dict | None, pretrained: str | None, init_cfg: dict | None
+    backbone: dict | None,
+    pretrained: str | None,
+    init_cfg: dict | None,
+    base_checkpoint: str | None,
 ) -> ConfigDict:
     """The stock backbone's config with one place, ``init_cfg``, that says where its weights are."""
     if not isinstance(backbone, dict) or "type" not in backbone:
@@ -142,6 +251,10 @@ def _inner_config(
             sources.append(dict(type="Pretrained", checkpoint=path))
     if isinstance(inner.get("pretrained"), str):
         del inner["pretrained"]
+    if base_checkpoint is not None:
+        sources = [dict(type="Pretrained", checkpoint=base_checkpoint)]
+        if inner["type"] == "TIMMBackbone":  # which would load when it is built
+            inner.update(pretrained=False, checkpoint_path="")
     if any(source != sources[0] for source in sources):
         raise ValueError(f"base weights are named twice, give one of: {sources}")
     if sources:

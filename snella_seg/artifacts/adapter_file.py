@@ -1,0 +1,302 @@
+"""Adapter files: one task's part of a segmentor in one safetensors file, without any pickle."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError, some
+from ..files import load_safetensors, save_safetensors
+from ..header import (
+    FORMAT_VERSION,
+    HEADER,
+    check_adapter_options,
+    check_version,
+    differing_backbone,
+    encode_header,
+    make_header,
+)
+from ..inject import is_adapter_key, list_adapters
+from ..layers import SnellaAdapter
+from .state import find_wrapper, task_state
+
+FORMAT = "snella_seg.adapter"
+SUFFIX = ".safetensors"
+#: What of a file may be passed over on request: its checksum, its format version, its base.
+FORCEABLE = ("checksum", "version", "base")
+_TUPLE = "__tuple__"
+_INFO, _PACKAGES = "snella", ("snella_seg", "torch", "timm", "mmengine", "mmcv", "mmseg")
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter file holds.
+
+    Attributes:
+        path: where it was read from.
+        info: ``header`` (adapter options and base, see :mod:`snella_seg.header`), ``prefix`` of
+            the wrapped backbone, ``matrices`` (name -> shape, rank, nonzero), ``model`` and
+            ``test_pipeline`` (configs), ``metainfo`` (classes, palette), ``heads`` (whether they
+            are in it), ``packages`` (versions).
+        tensors: names as in the segmentor's state dict -> values.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a segmentor loads: the tensors and the header; the base is the segmentor's."""
+        header = encode_header(self.info["header"])
+        return {**self.tensors, self.info["prefix"] + HEADER: header}
+
+    def adapters(self) -> dict[str, SnellaAdapter]:
+        """Matrix name -> adapter, each on its own, in eval mode."""
+        inner, made = self.info["prefix"] + "backbone.", {}
+        for name, matrix in self.info["matrices"].items():
+            rows, columns = matrix["shape"]
+            adapter = SnellaAdapter(columns, rows, **self.info["header"]["adapter"])
+            module, _, kind = name.rpartition(".")
+            start = inner + (f"{module}." if module else "") + f"adapters.{kind}."
+            adapter.load_state_dict(
+                {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+            )
+            made[name] = adapter.eval().requires_grad_(False)
+        return made
+
+    def extras(self) -> dict[str, Tensor]:
+        """What else was trained in the backbone, under the stock backbone's names."""
+        inner = self.info["prefix"] + "backbone."
+        return {
+            name.removeprefix(inner): value
+            for name, value in self.tensors.items()
+            if name.startswith(inner) and not is_adapter_key(name)
+        }
+
+
+def save_adapter(
+    model: nn.Module,
+    path: str | Path,
+    config: Config | None = None,
+    metainfo: dict | None = None,
+    heads: bool = True,
+) -> AdapterFile:
+    """Write the task's part of a segmentor: adapters, trained extras of the backbone, heads.
+
+    Args:
+        model: a segmentor whose backbone is a SnellaBackbone.
+        path: ends in ``.safetensors``; replaced only by a complete file.
+        config: of the run; default ``model.cfg``. Its ``model`` and ``test_pipeline`` go along, so
+            that the segmentor can be built from the file and the base weights alone.
+        metainfo: classes and palette; default ``model.dataset_meta``.
+        heads: whether everything outside of the backbone goes along.
+
+    Raises:
+        ValueError: on another suffix, or a model without one SnellaBackbone.
+        CheckpointError: when a value is NaN or infinite.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"an adapter file ends in {SUFFIX}, got {path.name}")
+    prefix, wrapper = find_wrapper(model)
+    tensors = task_state(model)
+    if not heads:
+        tensors = {name: v for name, v in tensors.items() if name.startswith(prefix)}
+    _refuse_broken(tensors, "the model", "Training has diverged: use an earlier checkpoint")
+    config = config or getattr(model, "cfg", None) or {}
+    info = {
+        "header": make_header(wrapper),
+        "prefix": prefix,
+        "heads": heads,
+        "matrices": {
+            name: {
+                "shape": [adapter.out_features, adapter.in_features],
+                "rank": adapter.rank,
+                "nonzero": adapter.num_nonzero,
+            }
+            for name, adapter in list_adapters(wrapper.backbone).items()
+        },
+        "model": _plain(config.get("model")),
+        "test_pipeline": _plain(config.get("test_pipeline")),
+        "metainfo": _plain(metainfo or getattr(model, "dataset_meta", None)),
+        "packages": {
+            name: sys.modules[name].__version__ for name in _PACKAGES if name in sys.modules
+        },
+        "tensors": sorted(tensors),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(info)
+    metadata = {
+        "format": FORMAT,
+        "version": str(info["header"]["version"]),
+        _INFO: text,
+        "checksum": _checksum(text, tensors),
+    }
+    save_safetensors(tensors, path, metadata)
+    return AdapterFile(path, info, tensors)
+
+
+def read_adapter(path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
+    """Read and check an adapter file; nothing in it can run as code.
+
+    Args:
+        path: the file.
+        force: of :data:`FORCEABLE`, what to pass over.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        CheckpointError: when it is cut short, of another kind or format version, changed since it
+            was written, or holds NaN or infinite values; the message says which.
+        ValueError: when something else is to be forced.
+    """
+    path, force = Path(path), _forced(force)
+    tensors, metadata = load_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        kind = metadata.get("format") or "unknown"
+        raise CheckpointError(
+            f"{path} is no adapter file of snella_seg (format {kind}); tools/export_adapter.py "
+            "makes one of a checkpoint"
+        )
+    try:
+        number, info = int(metadata["version"]), json.loads(metadata[_INFO])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path}: its metadata are damaged; get the file anew") from None
+    if "version" not in force:
+        check_version(number, str(path))
+    listed = set(info.get("tensors", ()))
+    for what, names in (
+        ("misses tensors", sorted(listed - set(tensors))),
+        ("holds tensors that it does not list", sorted(set(tensors) - listed)),
+    ):
+        if names:
+            raise CheckpointError(f"{path} {what}: {some(names)}; get the file anew")
+    if "checksum" not in force and metadata.get("checksum") != _checksum(metadata[_INFO], tensors):
+        raise CheckpointError(
+            f"{path} was changed since it was written, its checksum does not fit; get the file "
+            "anew (force checksum to use it all the same)"
+        )
+    _refuse_broken(tensors, str(path), "Make it anew from an earlier checkpoint")
+    info["header"]["version"] = FORMAT_VERSION  # checked, or passed over
+    for key in ("model", "test_pipeline", "metainfo"):
+        info[key] = _tuples(info[key])
+    return AdapterFile(path, info, tensors)
+
+
+def load_adapter(model: nn.Module, path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
+    """Load an adapter file into a segmentor of the same make; all of it or nothing.
+
+    The base is loaded from where the model's config says, unless it is there already, and must be
+    the one that the adapters were trained on.
+
+    Args:
+        model: a segmentor whose backbone is a SnellaBackbone.
+        path: the file.
+        force: see :func:`read_adapter`; ``'base'`` loads it onto another base.
+
+    Raises:
+        CheckpointError: on a wrong base, other options, missing, extra or misshapen tensors; and
+            as :func:`read_adapter`.
+    """
+    file, (_, wrapper) = read_adapter(path, force), find_wrapper(model)
+    own, given, header = task_state(model), file.tensors, file.info["header"]
+    other = differing_backbone(wrapper.inner_config, header["backbone"])
+    if other:
+        raise CheckpointError(f"{path}: {other}")
+    check_adapter_options(wrapper, header)
+    heads = file.info["heads"]
+    expected = own if heads else {k: v for k, v in own.items() if k.startswith(file.info["prefix"])}
+    for what, names in (
+        ("misses", [name for name in expected if name not in given]),
+        ("holds what this model lacks,", [name for name in given if name not in expected]),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{path} {what} {some(names)}. Use the config (targets, rank, heads) of its "
+                "training"
+            )
+    shapes = [
+        f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in given.items()
+        if value.shape != own[name].shape
+    ]
+    if shapes:
+        raise CheckpointError(
+            f"{path} does not fit this model: {some(shapes)}. Use the config of its training"
+        )
+    checks, wrapper.check_base = wrapper.check_base, "base" not in _forced(force)
+    try:
+        model.load_state_dict(file.state_dict(), strict=heads)
+    finally:
+        wrapper.check_base = checks
+    return file
+
+
+@CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)
+def load_from_safetensors(filename: str, map_location=None) -> dict:
+    """Let mmengine read adapter files, and plain weights, as it reads .pth files.
+
+    So stock tools/test.py, ``load_from`` and ``init_model`` take an adapter file for a checkpoint.
+    """
+    tensors, metadata = load_safetensors(filename)
+    if metadata.get("format") != FORMAT:
+        return dict(state_dict=tensors, meta={})
+    file = read_adapter(filename)
+    meta = dict(dataset_meta=file.info["metainfo"]) if file.info["metainfo"] else {}
+    return dict(state_dict=file.state_dict(), meta=meta)
+
+
+def _forced(force: Iterable[str]) -> set[str]:
+    force = {force} if isinstance(force, str) else set(force)
+    unknown = force - set(FORCEABLE)
+    if unknown:
+        raise ValueError(
+            f"cannot force {', '.join(sorted(unknown))}; choose of {', '.join(FORCEABLE)}"
+        )
+    return force
+
+
+def _refuse_broken(tensors: dict[str, Tensor], what: str, advice: str) -> None:
+    broken = [n for n, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{what} holds NaN or infinite values: {some(broken)}. {advice}")
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return found.hexdigest()
+
+
+def _plain(value):
+    """A config's value as JSON has it; tuples are marked, classes become their names."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_plain(item) for item in value]}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, type):
+        return value.__name__
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def _tuples(value):
+    """Undo :func:`_plain`."""
+    if isinstance(value, dict):
+        if set(value) == {_TUPLE}:
+            return tuple(_tuples(item) for item in value[_TUPLE])
+        return {key: _tuples(item) for key, item in value.items()}
+    return [_tuples(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,93 @@
+"""Files that are whole or not there: atomic writing, and safetensors with plain errors."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from .checkpoint import CheckpointError
+
+ATOMIC = "SnellaAtomicBackend"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    The data are on the disk before the name changes, so a run that is killed leaves the old file
+    or the new one. The folder is made where it is missing; a block that fails leaves nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class AtomicBackend(LocalBackend):
+    """mmengine's local files, written by :func:`atomic_write`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with atomic_write(filepath) as partial:
+            partial.write_bytes(obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
+register_backend(ATOMIC, AtomicBackend, force=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed runs left half-written in a folder."""
+    for partial in folder.glob("*.pth.partial*"):
+        partial.unlink(missing_ok=True)
+
+
+def is_pickle_or_zip(path: str | os.PathLike) -> bool:
+    """Whether a file begins as torch.save writes, now or before version 1.6."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    return start[:1] == b"\x80" or start == b"PK\x03\x04"
+
+
+def save_safetensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:
+    """Write tensors atomically; each is stored on its own, contiguous, from the CPU."""
+    from safetensors.torch import save_file
+
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_write(path) as partial:
+        save_file(own, partial, metadata)
+
+
+def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file. Nothing in it can run as code.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        CheckpointError: when it is cut short, or of another kind, such as a pickle.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"file not found: {path}")
+    if is_pickle_or_zip(path):
+        raise CheckpointError(
+            f"{path} is a file of torch.save (a pickle), not safetensors; it has not been opened. "
+            "Give an adapter file, or use tools/export_adapter.py to make one of a checkpoint"
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is cut short or no safetensors file ({error}); get it anew"
+        ) from None
