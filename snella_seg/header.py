@@ -85,7 +85,7 @@ def make_header(wrapper: nn.Module) -> dict:
         "adapter": adapter_options(wrapper),
         "backbone": wrapper.inner_config,
         "base": {
-            "source": wrapper.base_source,
+            "source": wrapper.base_source or wrapper.named_source,
             "weights": fingerprint(frozen),
             "norms": {name: _norm(value) for name, value in resized.items()},
         },

@@ -124,7 +124,7 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     Args:
         cfg: is left as it is.
         checkpoint: a .pth file, slim or whole, or an adapter file. Without one the backbone's base
-            weights are loaded and heads start as they do in training.
+            weights are loaded and nothing else.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -136,7 +136,7 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     model = MODELS.build(cfg.model)
     meta = {}
     if checkpoint is None:
-        model.init_weights()
+        model.backbone.init_weights()
     else:
         check_checkpoint(checkpoint, "checkpoint")
         allow_numpy_scalars()

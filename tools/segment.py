@@ -61,7 +61,7 @@ def segment(model, image: str) -> np.ndarray:
 
 def paint(image: np.ndarray, classes: np.ndarray, palette=None) -> np.ndarray:
     """Lay the colours of classes over a BGR image."""
-    if palette is None:
+    if palette is None or len(palette) <= classes.max():
         palette = np.random.default_rng(0).integers(0, 256, (256, 3))
     colours = np.asarray(palette, np.uint8)[classes][..., ::-1]
     return cv2.addWeighted(image, 0.4, np.ascontiguousarray(colours), 0.6, 0)

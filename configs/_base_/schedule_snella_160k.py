@@ -1,8 +1,11 @@
-# Stock 160k schedule with what SNELLA needs: its optimizer, its registration and its hook.
+# Stock 160k schedule with what SNELLA needs: its optimizer, its registration and its hooks.
 _base_ = __import__("snella_seg").stock("_base_/schedules/schedule_160k.py")
 
 custom_imports = dict(imports=["snella_seg.register"])
 custom_hooks = [dict(type="SparsityAllocationHook", target_sparsity=0.8)]
+
+# Slim checkpoints (slim=False for whole ones) from which runs resume exactly.
+default_hooks = dict(checkpoint=dict(type="SnellaCheckpointHook"))
 
 # Factors learn ten times as fast as heads; 1-D parameters do not decay.
 optim_wrapper = dict(

@@ -201,14 +201,11 @@ class AdapterSwitch:
         config.backbone = ConfigDict(type=shared)
         _use_batch_norm(config)
         segmentor = MODELS.build(config)
-        prefix = file.info["prefix"]
-        heads = {k: v for k, v in file.tensors.items() if not k.startswith(prefix)}
-        own = {k for k in segmentor.state_dict() if not k.startswith(prefix)}
-        if own != set(heads):
-            raise CheckpointError(
-                f"{file.path}: its heads differ in {some(sorted(own ^ set(heads)))}"
-            )
-        segmentor.load_state_dict(heads, strict=False)
+        for part, module in segmentor.named_children():
+            if module is not backbone:
+                start = f"{part}."
+                state = {k: v for k, v in file.tensors.items() if k.startswith(start)}
+                module.load_state_dict({k.removeprefix(start): v for k, v in state.items()})
         pipeline = file.info["test_pipeline"]
         segmentor.cfg = Config(dict(model=dict(file.info["model"]), test_pipeline=pipeline))
         segmentor.dataset_meta = file.info["metainfo"]

@@ -109,13 +109,17 @@ class SnellaBackbone(BaseModule):
         self.optimize_modules()
         self._register_load_state_dict_pre_hook(self._before_load)
 
+    @property
+    def named_source(self) -> str | None:
+        """The file of base weights that the config names, loaded or not."""
+        return (self.backbone.init_cfg or {}).get("checkpoint")
+
     def init_weights(self) -> None:
         """Load or draw the base weights as the stock backbone does; adapters are not touched."""
         with adapters_disabled(self.backbone):
             init_base_weights(self.backbone)
-        source = (self.backbone.init_cfg or {}).get("checkpoint")
-        if source is not None:
-            self.base_source, self._base_is_loaded = source, True
+        if self.named_source is not None:
+            self.base_source, self._base_is_loaded = self.named_source, True
 
     def optimize_modules(self) -> None:
         """Let modules run as ``fused_attention`` and ``recompute`` ask for.
@@ -185,13 +189,12 @@ class SnellaBackbone(BaseModule):
 
     def _load_base(self, recorded: str | None) -> None:
         """Load the base from where the config says, or else from where it was in training."""
-        named = (self.backbone.init_cfg or {}).get("checkpoint")
-        if named is None and recorded is None:
+        if self.named_source is None and recorded is None:
             raise CheckpointError(
                 "the checkpoint leaves out the frozen base and the config does not name its file; "
                 "set model.backbone.base_checkpoint"
             )
-        if named is None:
+        if self.named_source is None:
             self.backbone.init_cfg = dict(type="Pretrained", checkpoint=recorded)
         try:
             self.init_weights()
