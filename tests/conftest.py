@@ -60,9 +60,14 @@ def tiny_dataset(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_config_file(tmp_path, tiny_dataset) -> Path:
     """The config of ``tiny_config.py`` on that dataset, as a file."""
-    path = tmp_path / "tiny.py"
+    return write_tiny_config(tmp_path, tiny_dataset)
+
+
+def write_tiny_config(folder: Path, dataset: Path) -> Path:
+    """Write the config of ``tiny_config.py`` on a dataset."""
+    path = folder / "tiny.py"
     text = (ROOT / "tests" / "tiny_config.py").read_text()
-    path.write_text(text.replace("DATA_ROOT", tiny_dataset.as_posix()))
+    path.write_text(text.replace("DATA_ROOT", dataset.as_posix()))
     return path
 
 
@@ -75,23 +80,29 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys) -> Callable[..., Outcome]:
+def tool(capsys) -> Callable[..., Outcome]:
     """``tool('train', config, '--amp')`` runs ``tools/train.py`` within this process."""
 
     def run(name: str, *args) -> Outcome:
-        _forget_named_instances()
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
         capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
+        code = run_tool(name, *args)
         return Outcome(code, *capsys.readouterr())
 
     return run
+
+
+def run_tool(name: str, *args) -> int:
+    """Run ``tools/NAME.py`` within this process; return its exit status."""
+    _forget_named_instances()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _forget_named_instances() -> None:

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from snella_seg.convert import is_timm_vit, timm_vit_to_mmseg, to_timm_backbone
+from snella_seg.convert import (
+    is_timm_vit,
+    mmseg_to_timm,
+    timm_vit_to_mmseg,
+    to_timm_backbone,
+)
 
 timm = pytest.importorskip("timm", reason="needs timm")
 SIZE, WIDTH = 64, 48
@@ -136,3 +141,50 @@ def test_every_name_of_a_timm_backbone_is_found(name, options):
     del options["out_indices"]
     state = timm.create_model(name, **options).state_dict()
     assert set(expected) <= set(to_timm_backbone(state, set(expected)))
+
+
+def test_vit_weights_go_to_timm_and_come_back(timm_vit):
+    expected = {k: v for k, v in timm_vit.state_dict().items() if not k.startswith("head.")}
+    found = mmseg_to_timm(timm_vit_to_mmseg(expected))
+    assert list(found) == list(expected)
+    assert all(found[k] is v for k, v in expected.items())
+
+
+def test_swin_weights_go_to_timm():
+    """timm's Swin gives the features of mmseg's with its weights."""
+    from mmseg.models import SwinTransformer
+
+    torch.manual_seed(0)
+    sizes = dict(embed_dims=12, depths=(2, 2), num_heads=(2, 4), window_size=4)
+    swin = SwinTransformer(pretrain_img_size=64, strides=(4, 2), out_indices=(0, 1), **sizes)
+    for name, parameter in swin.named_parameters():
+        if not name.startswith("norm"):  # output norms, which timm's does without
+            torch.nn.init.normal_(parameter, std=0.2)
+    swin.eval()
+    options = dict(embed_dim=12, depths=(2, 2), num_heads=(2, 4), window_size=4, img_size=64)
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **options).eval()
+    problems = model.load_state_dict(mmseg_to_timm(swin.state_dict()), strict=False)
+    assert problems.missing_keys == ["norm.weight", "norm.bias"]  # timm's own last norm
+    assert not problems.unexpected_keys
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = swin(images)[-1]
+        found = model.forward_features(images).permute(0, 3, 1, 2)  # with timm's new norm
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_timm_backbones_get_their_names_back():
+    names = {
+        "timm_model.model.blocks.0.attn.qkv.weight": "blocks.0.attn.qkv.weight",
+        "timm_model.layers_0.blocks.1.mlp.fc1.bias": "layers.0.blocks.1.mlp.fc1.bias",
+        "timm_model.patch_embed.proj.weight": "patch_embed.proj.weight",
+    }
+    assert list(mmseg_to_timm(dict.fromkeys(names, torch.zeros(1)))) == list(names.values())
+
+
+def test_other_architectures_are_refused(timm_vit):
+    with pytest.raises(ValueError, match="known for mmseg's VisionTransformer and SwinTransf"):
+        mmseg_to_timm({"conv1.weight": torch.zeros(1)})
+    state = timm_vit_to_mmseg(timm_vit.state_dict())
+    with pytest.raises(ValueError, match="no counterpart in timm's ViT: extra.weight"):
+        mmseg_to_timm({**state, "extra.weight": torch.zeros(1)})

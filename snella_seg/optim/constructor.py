@@ -2,6 +2,7 @@
 
 import logging
 
+from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -20,16 +21,17 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module):
         if not self.paramwise_cfg:
             self.paramwise_cfg = dict(custom_keys={})
-        return super().__call__(model)
+        # Not by logging.disable(): mmengine's logger would take it for good.
+        logger = MMLogger.get_current_instance()
+        logger.addFilter(_is_worth_saying)
+        try:
+            return super().__call__(model)
+        finally:
+            logger.removeFilter(_is_worth_saying)
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         single: list[dict] = []
-        before = logging.root.manager.disable
-        logging.disable(max(before, logging.WARNING))
-        try:
-            super().add_params(single, module, **kwargs)
-        finally:
-            logging.disable(before)
+        super().add_params(single, module, **kwargs)
         flat_mult = self.paramwise_cfg.get("flat_decay_mult")
         groups = {}
         for group in single:
@@ -43,3 +45,9 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             else:
                 groups[options] = {**group, "params": list(group["params"])}
         params[:] = groups.values()
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Whether a line of mmengine's constructor is of something else than each single parameter."""
+    text = record.getMessage()
+    return "its requires_grad=False" not in text and not text.startswith("paramwise_options")
