@@ -37,7 +37,7 @@ setup(
     packages=find_packages(include=["snella_seg", "snella_seg.*"]),
     cmdclass={"build_py": BuildWithConfigs},
     # The OpenMMLab packages come by an extra, so that pip never replaces a user's originals.
-    install_requires=["torch>=2.1", "numpy"],
+    install_requires=["torch>=2.1", "numpy", "safetensors>=0.4"],
     extras_require={
         "mm": [
             "onedl-mmengine>=0.10.12",

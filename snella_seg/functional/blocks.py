@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import tiled, triton_delta
-from .delta import HALF, DeltaRule
+from .delta import DeltaRule
+from .precision import HALF
 from .threshold import Bracket
 
 

@@ -2,19 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .kernels import KERNELS
+from .precision import in_working_precision
 from .sparsify import apply_threshold
 from .threshold import quantile_threshold
-
-HALF = (torch.float16, torch.bfloat16)
-
-
-def in_working_precision(params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Tensors in half precision become single, others stay."""
-    return tuple(p.float() if p.dtype in HALF else p for p in params)
 
 
 @dataclass(frozen=True)

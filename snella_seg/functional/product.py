@@ -12,35 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import DeltaBlock, MadeBlock, merge_deltas, product_backward, weight_backward
-from .delta import HALF
+from .branch import Branch
+from .precision import full_precision, merging_loses_deltas, product_dtype
 from .recompute import Recipe, recipe_of
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype of products under automatic mixed precision; None where that is off."""
-    if hasattr(torch, "get_autocast_dtype"):
-        enabled = torch.is_autocast_enabled(device_type)
-        return torch.get_autocast_dtype(device_type) if enabled else None
-    if device_type == "cpu":  # torch < 2.4
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """In which precision a product with ``weight`` runs here and now."""
-    half = autocast_dtype(weight.device.type)
-    return weight.dtype if half is None or weight.dtype == torch.float64 else half
-
-
-def merging_loses_deltas(weight: Tensor) -> bool:
-    """Whether a product with ``weight`` runs here in less than its single precision."""
-    dtype = product_dtype(weight)
-    reduced = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return dtype in HALF or reduced
-
-
-def _full_precision(device: torch.device):
-    return torch.autocast(device.type, enabled=False)
 
 
 def _flat(groups) -> list:
@@ -56,69 +30,6 @@ def _grouped(flat, lengths: list[int]) -> list[tuple]:
     return groups
 
 
-def _indices(chosen: Tensor, device: torch.device) -> Tensor:
-    """Where a mask on the CPU is true, on a device, without waiting for that."""
-    indices = chosen.nonzero()[:, 0]
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
-
-
-@dataclass
-class _Branch:
-    """On what the deltas act: which entries of the first dimension, after which dropout.
-
-    ``keep`` are the indices that drop-path keeps, None for all, and ``left`` the others, for
-    which ``scale`` makes up. Dropout's mask is drawn anew from ``seed`` whenever it is needed.
-    """
-
-    keep: Tensor | None
-    left: Tensor | None
-    scale: float
-    dropout: float
-    seed: int
-
-    @classmethod
-    def draw(cls, x: Tensor, dropout: float, drop_path: float) -> "_Branch":
-        keep = left = None
-        scale = 1.0 / (1.0 - drop_path)
-        if drop_path:
-            kept = torch.rand(len(x)) >= drop_path
-            if not kept.all():
-                keep, left = (_indices(chosen, x.device) for chosen in (kept, ~kept))
-        seed = int(torch.randint(2**62, ())) if dropout else 0
-        return cls(keep, left, scale, dropout, seed)
-
-    def select(self, x: Tensor) -> Tensor:
-        """The entries that are kept, as rows (M, features)."""
-        x = x if self.keep is None else x[self.keep]
-        return x.reshape(-1, x.shape[-1])
-
-    def drop(self, rows: Tensor) -> Tensor:
-        """Dropout, the same at every call."""
-        if not self.dropout:
-            return rows
-        generator = torch.Generator(rows.device).manual_seed(self.seed)
-        share = 1.0 - self.dropout
-        mask = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
-        return rows * mask.bernoulli_(share, generator=generator) / share
-
-    def add(self, total: Tensor, rows: Tensor) -> None:
-        """Add rows to where :meth:`select` took them from, in place."""
-        if self.keep is None:
-            total += rows.view(total.shape)
-        else:
-            total.index_add_(0, self.keep, rows.view(len(self.keep), *total.shape[1:]))
-
-    def place(self, rows: Tensor, others, like: Tensor) -> Tensor:
-        """Rows where :meth:`select` took them from, and ``others(entries)`` of what it left out."""
-        shape = (*like.shape[:-1], rows.shape[-1])
-        if self.keep is None:
-            return rows.view(shape)
-        total = rows.new_empty(shape)
-        total[self.keep] = rows.view(len(self.keep), *shape[1:])
-        total[self.left] = others(like[self.left])
-        return total
-
-
 @dataclass
 class _Layer:
     """All that is no activation in a call of the product."""
@@ -126,7 +37,7 @@ class _Layer:
     blocks: list[DeltaBlock]
     split: bool
     dtype: torch.dtype
-    branch: _Branch
+    branch: Branch
     recipe: Recipe | None
 
     @property
@@ -146,7 +57,7 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, layer, made_from, *params):
         branch, dtype = layer.branch, layer.dtype
-        with _full_precision(x.device):
+        with full_precision(x.device):
             used = x.to(dtype)
             plain_weight, plain_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             rows = branch.select(used)
@@ -181,7 +92,7 @@ class _AdaptedLinear(torch.autograd.Function):
             for block, group, state, need in zip(layer.blocks, params, states, needs, strict=True)
         ]
         x = (kept[0] if layer.recipe is None else layer.recipe(*kept)).to(layer.dtype)
-        with _full_precision(grad_y.device):
+        with full_precision(grad_y.device):
             grad_y = grad_y.to(layer.dtype)
             plain_weight = weight.to(layer.dtype)
             exact = layer.delta_dtype if layer.split else layer.dtype
@@ -220,7 +131,7 @@ class _AdaptedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight, blocks, *params):
-        with _full_precision(weight.device):
+        with full_precision(weight.device):
             merged, ctx.states = merge_deltas(weight, weight.shape, blocks)
         ctx.blocks, ctx.versions = blocks, [p._version for p in params]
         return merged.to(weight.dtype)
@@ -239,7 +150,7 @@ class _AdaptedWeight(torch.autograd.Function):
             MadeBlock(block.with_params(tuple(p.detach() for p in block.params)), state, need)
             for block, state, need in zip(ctx.blocks, ctx.states, needs, strict=True)
         ]
-        with _full_precision(grad_weight.device):
+        with full_precision(grad_weight.device):
             grads = weight_backward(grad_weight, made)
         return grad_weight if ctx.needs_input_grad[0] else None, None, *grads
 
@@ -290,7 +201,7 @@ def adapted_linear(
         blocks,
         split=bool(dropout) or merging_loses_deltas(weight),
         dtype=product_dtype(weight),
-        branch=_Branch.draw(x, dropout, drop_path),
+        branch=Branch.draw(x, dropout, drop_path),
         recipe=recipe,
     )
     params = _flat(block.params for block in blocks)

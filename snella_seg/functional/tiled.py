@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .delta import DeltaRule, in_working_precision
+from .delta import DeltaRule
+from .precision import in_working_precision
 from .threshold import Bracket, ThresholdSearch
 
 #: Weights in a tile, and the least number of columns: small enough to stay in a cache and to be

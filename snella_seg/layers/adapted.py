@@ -15,7 +15,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ..functional import DeltaBlock, adapted_linear, adapted_weight
 from ..functional.blocks import merge_deltas
-from ..functional.product import merging_loses_deltas
+from ..functional.precision import merging_loses_deltas
 from .adapter import SnellaAdapter
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..functional.product import autocast_dtype
+from ..functional.precision import autocast_dtype
 from ..functional.recompute import Recipe, mark
 
 RECOMPUTED = (nn.GELU, nn.LayerNorm)
