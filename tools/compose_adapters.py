@@ -59,9 +59,7 @@ def combine(files, args) -> None:
         raise ValueError(f"{args.first} holds no heads; export it anew by tools/export_adapter.py")
     cfg = Config(dict(model=info["model"], test_pipeline=info["test_pipeline"]))
     bare = Config(cfg.to_dict())
-    bare.model.backbone.update(targets=[], trainable=[])
-    if args.base or not bare.model.backbone.get("base_checkpoint"):
-        bare.model.backbone.base_checkpoint = args.base or info["header"]["base"]["source"]
+    bare.model.backbone = files[0].bare_backbone(args.base)
     model = runtime.build_segmentor(bare)
     prefix, wrapper = find_wrapper(model)
     backbone = combine_adapters(wrapper, files, args.weights)

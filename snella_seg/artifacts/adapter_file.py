@@ -72,6 +72,28 @@ class AdapterFile:
             made[name] = adapter.eval().requires_grad_(False)
         return made
 
+    def bare_backbone(self, base_checkpoint: str | None = None) -> dict:
+        """Config of the task's SnellaBackbone without adapters.
+
+        Args:
+            base_checkpoint: the base weights; None for where the file says that they were.
+
+        Raises:
+            CheckpointError: when neither is known, or the file holds no config.
+        """
+        if not self.info["model"]:
+            raise CheckpointError(f"{self.path} holds no config; export it anew with one")
+        config = dict(self.info["model"]["backbone"], targets=[])
+        inner = config["backbone"]
+        by_timm = inner["type"] == "TIMMBackbone" and inner.get("pretrained", True)
+        named = config.get("base_checkpoint") or inner.get("init_cfg") or by_timm
+        source = base_checkpoint or self.info["header"]["base"].get("source")
+        if base_checkpoint or not named:
+            if source is None:
+                raise CheckpointError(f"{self.path} does not name its base; give base_checkpoint")
+            config["base_checkpoint"] = source
+        return config
+
     def extras(self) -> dict[str, Tensor]:
         """What else was trained in the backbone, under the stock backbone's names."""
         inner = self.info["prefix"] + "backbone."

@@ -166,17 +166,10 @@ class AdapterSwitch:
     def _build_backbone(self, file: AdapterFile) -> SnellaBackbone:
         """The base alone, with its weights."""
         init_default_scope("mmseg")
-        config = dict(file.info["model"]["backbone"], targets=[], trainable=[], recompute=False)
-        source = self.base_checkpoint or file.info["header"]["base"].get("source")
-        if source is None:
-            raise CheckpointError(
-                f"{file.path} does not name its base; give AdapterSwitch(base_checkpoint=...)"
-            )
-        named = config.get("base_checkpoint") or config["backbone"].get("init_cfg")
-        if self.base_checkpoint or not named:
-            config["base_checkpoint"] = source
+        config = dict(file.bare_backbone(self.base_checkpoint), recompute=False)
         backbone = MODELS.build(ConfigDict(config))
         backbone.init_weights()
+        backbone.trained_base = frozenset()
         return backbone.to(self.device).eval().requires_grad_(False)
 
     def _check(self, backbone, file: AdapterFile, extras: dict, force: bool) -> None:

@@ -75,8 +75,9 @@ class SnellaCheckpointHook(CheckpointHook):
                 "seeded one by one"
             )
         elif not isinstance(loop, EpochBasedTrainLoop):
-            stream = type(loop.dataloader_iterator)
-            loop.dataloader_iterator = stream(loader)  # may have begun to draw
+            # Older mmengine has begun to draw, by workers that know nothing of seeds.
+            stream, loader._iterator = type(loop.dataloader_iterator), None
+            loop.dataloader_iterator = stream(loader)
             # Where mmengine skips by the sampler, drawing begins in the middle of the run.
             size = loader.batch_size
             if size and hasattr(stream, "skip_iter") and hasattr(loader.sampler, "skip"):

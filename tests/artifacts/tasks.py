@@ -10,6 +10,18 @@ from mmseg.registry import MODELS
 from snella_seg.artifacts import find_wrapper
 from snella_seg.inject import list_adapters
 
+SWIN = dict(
+    type="SwinTransformer",
+    pretrain_img_size=64,
+    embed_dims=16,
+    patch_size=4,
+    window_size=4,
+    depths=(2, 2),
+    num_heads=(2, 4),
+    strides=(4, 2),
+    out_indices=(0, 1),
+)
+
 
 def save_base(config: Config, path: Path, seed: int = 1) -> Path:
     """Write random weights of a config's stock backbone."""

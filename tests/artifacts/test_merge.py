@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmseg.registry import MODELS
-from tasks import scores
+from tasks import SWIN, scores
 from torch import nn
 
 from snella_seg.artifacts import (
@@ -22,18 +22,6 @@ from snella_seg.artifacts import (
     unmerge_adapters,
 )
 from snella_seg.inject import add_adapters, list_adapters
-
-SWIN = dict(
-    type="SwinTransformer",
-    pretrain_img_size=64,
-    embed_dims=16,
-    patch_size=4,
-    window_size=4,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    strides=(4, 2),
-    out_indices=(0, 1),
-)
 
 
 def own_modules(model) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
-from tasks import save_base, scores
+from tasks import SWIN, save_base, scores
 
 from snella_seg.artifacts import AdapterSwitch, load_adapter, save_adapter
 from snella_seg.checkpoint import CheckpointError
@@ -119,6 +119,24 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     assert set(switch.tasks) == set(TASKS) and switch.active == "night"
     assert torch.equal(scores(night, image), before)
     switch.load(tmp_path / "foreign.safetensors", force=["base"])
+
+
+def test_swin_whose_base_lacks_output_norms(build, config, tmp_path, image):
+    """The output norms of mmseg's Swin are in no ImageNet file: they belong to the task."""
+    config.model.neck.update(in_channels=[16, 32])
+    stock = MODELS.build(Config(dict(model=SWIN)).model)
+    state = {k: v for k, v in stock.state_dict().items() if not k.startswith("norm")}
+    torch.save(state, tmp_path / "swin.pth")
+    options = dict(backbone=SWIN, trainable="auto", base_checkpoint=str(tmp_path / "swin.pth"))
+    paths = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        save_adapter(build(seed, **options), path)
+    switch = AdapterSwitch()
+    names = [switch.load(path) for path in paths]
+    for seed in (1, 0):
+        output = scores(switch.use_adapter(names[seed]), image)
+        assert torch.equal(output, scores(build(seed, **options), image))
+    assert torch.equal(switch.disable_adapters().backbone.norm0.weight, torch.ones(16))
 
 
 def test_base_weights_may_lie_elsewhere(build, config, files, tmp_path, image):
