@@ -59,7 +59,7 @@ custom_hooks[0]['interval'] = None
 def write_config(folder: Path, name: str) -> Path:
     """Write a variant's config, and the data and the base that all share."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import write_dataset
+    from helpers import write_dataset
 
     data, base = folder / "data", folder / "base.pth"
     text = (ROOT / "tests" / "tiny_config.py").read_text()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import run_tool, write_tiny_config
+from helpers import run_tool, write_tiny_config
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.registry import init_default_scope

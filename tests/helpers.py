@@ -1,0 +1,67 @@
+"""What tests share besides fixtures: a tiny dataset and config, tools in this process."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = np.array([[40, 40, 200], [40, 200, 40], [200, 40, 40], [200, 200, 40]])  # BGR, by class
+
+
+def write_dataset(root: Path) -> None:
+    """Write 4 + 2 images of coloured boxes in ADE20K's layout; the colour tells the class."""
+    import cv2  # comes with mmcv, which most tests do without
+
+    rng = np.random.default_rng(0)
+    for split, count in (("training", 4), ("validation", 2)):
+        for folder in ("images", "annotations"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.full((64, 64), 1, np.uint8)
+            for label in (2, 3, 4):
+                top, left = rng.integers(0, 40, 2)
+                labels[top : top + 24, left : left + 24] = label
+            image = COLOURS[labels - 1] + rng.normal(0, 10, (64, 64, 3))
+            labels[:2] = 0  # no class
+            image = image.clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{i}.jpg"), image)
+            cv2.imwrite(str(root / "annotations" / split / f"{i}.png"), labels)
+
+
+def write_tiny_config(folder: Path, dataset: Path) -> Path:
+    """Write the config of ``tiny_config.py`` on a dataset."""
+    path = folder / "tiny.py"
+    text = (ROOT / "tests" / "tiny_config.py").read_text()
+    path.write_text(text.replace("DATA_ROOT", dataset.as_posix()))
+    return path
+
+
+def run_tool(name: str, *args) -> int:
+    """Run ``tools/NAME.py`` within this process; return its exit status."""
+    _forget_named_instances()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _forget_named_instances() -> None:
+    """mmengine keeps loggers and visualizers by name: the next run would write to the last's."""
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    def classes(base):
+        return {base}.union(*map(classes, base.__subclasses__()))
+
+    for base in (MessageHub, MMLogger, DefaultScope, Visualizer):
+        for cls in classes(base):
+            cls._instance_dict.clear()
