@@ -52,10 +52,14 @@ def remove_partials(folder: Path) -> None:
 
 
 def is_pickle_or_zip(path: str | os.PathLike) -> bool:
-    """Whether a file begins as torch.save writes, now or before version 1.6."""
+    """Whether a file begins as torch.save writes, now or before version 1.6.
+
+    A safetensors file may begin with the same byte: the length of its header, before a brace.
+    """
     with open(path, "rb") as file:
-        start = file.read(4)
-    return start[:1] == b"\x80" or start == b"PK\x03\x04"
+        start = file.read(9)
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return start[8:9] != b"{" and (pickled or start[:4] == b"PK\x03\x04")
 
 
 def save_safetensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:

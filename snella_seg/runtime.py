@@ -78,14 +78,25 @@ def latest_checkpoint(work_dir: str) -> str | None:
 
     That is the one that ``last_checkpoint`` names, if it is whole, in the work dir if that has been
     moved; else the newest whole one.
+
+    Raises:
+        CheckpointError: when one was written, but none is whole.
     """
     folder, candidates = Path(work_dir), []
     named = find_latest_checkpoint(work_dir)
+    if named and "://" in named:
+        return named
     if named:
         candidates = [Path(named), folder / Path(named).name]
     others = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth")]
     candidates += sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((str(path) for path in candidates if zipfile.is_zipfile(path)), None)
+    found = next((str(path) for path in candidates if zipfile.is_zipfile(path)), None)
+    if found is None and named is not None:
+        raise CheckpointError(
+            f"{folder / 'last_checkpoint'} names {named or 'nothing'}, and no whole checkpoint is "
+            "there to resume from; give --resume PATH, or remove that file to begin anew"
+        )
+    return found
 
 
 def refuse_other_heads(model: nn.Module) -> None:

@@ -60,17 +60,17 @@ class PositionSampler:
 
     Attributes:
         start: position of the next index; moves on with every index drawn.
-        skip: how many indices to pass over when it is iterated next.
+        pass_over: how many indices to leave out when it is iterated next.
     """
 
     def __init__(self, sampler) -> None:
-        self.sampler, self.start, self.skip = sampler, 0, 0
+        self.sampler, self.start, self.pass_over = sampler, 0, 0
 
     def __iter__(self) -> Iterator[Position]:
-        skip, self.skip = self.skip, 0
+        first, self.pass_over = self.pass_over, 0
         for number, index in enumerate(self.sampler):
             self.start += 1
-            if number >= skip:
+            if number >= first:
                 drawn = Position(index)
                 drawn.position = self.start - 1
                 yield drawn

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -41,13 +42,14 @@ train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)
 VARIANTS = {
     # Gradients wait for more at every second checkpoint.
     "iterations, accumulation, workers": """
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=16, val_interval=6)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=16, val_interval=4)
 optim_wrapper['accumulative_counts'] = 2
 train_dataloader.update(num_workers=2, persistent_workers=True)
 """,
     "epochs": EPOCHS
     + """
 default_hooks['checkpoint'].update(by_epoch=True, interval=1)
+optim_wrapper['accumulative_counts'] = 3
 """,
     "epochs, checkpoints within them": EPOCHS
     + """
@@ -96,7 +98,10 @@ def train(config: Path, work_dir: Path, kill_after: float | None = None) -> bool
             code = 0
         except SystemExit as end:
             code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
     deadline = time.monotonic() + (kill_after if kill_after is not None else 600)
     while time.monotonic() < deadline:
@@ -149,8 +154,10 @@ def check(name: str, folder: Path, kills: int, rng: random.Random) -> tuple[int,
     duration = time.monotonic() - start
     expected = end_of(unbroken)
     done = bad = 0
-    while done < kills:
-        work_dir = folder / f"{config.stem}_{done}"
+    for attempt in range(10 * kills):
+        if done >= kills:
+            break
+        work_dir = folder / f"{config.stem}_{attempt}"
         moments = []
         for _ in range(rng.choice((1, 2))):
             if train(config, work_dir, kill_after=rng.uniform(0.1, 1.0) * duration):

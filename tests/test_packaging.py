@@ -59,7 +59,8 @@ def test_wheel_names_its_extras(wheel):
     lines = names.read(metadata).decode().splitlines()
     required = [line for line in lines if line.startswith("Requires-Dist")]
     plain = {line.split()[1].partition(">")[0] for line in required if "extra" not in line}
-    assert plain == {"torch", "numpy"}  # pip must not replace the OpenMMLab packages of a user
+    # Nothing more: pip must not replace the OpenMMLab packages of a user.
+    assert plain == {"torch", "numpy", "safetensors"}
     assert any("onedl-mmsegmentation" in line and 'extra == "mm"' in line for line in required)
 
 

@@ -94,7 +94,7 @@ def test_positions_go_on_from_pass_to_pass_and_from_anywhere():
     assert not {i[1:] for i in first} & {i[1:] for i in second}
     resumed = loader(order, batch_size=1)
     sampler = seed_samples(resumed, seed=1, rank=0)
-    sampler.start, sampler.skip = 3, 1  # within the second pass, after its first sample
+    sampler.start, sampler.pass_over = 3, 1  # within the second pass, after its first sample
     assert items(resumed) == second[1:]
 
 

@@ -223,6 +223,58 @@ def test_timm_backbones_are_slim_too(tmp_path):
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in fresh.state_dict().items())
 
 
+def test_runs_with_averaged_weights_resume(tool, config, tmp_path):
+    """EMAHook keeps a second model in the checkpoint and swaps the two when it resumes."""
+    ours = "dict(type='SparsityAllocationHook', target_sparsity=0.5, interval=2)"
+    config.write_text(f"{config.read_text()}custom_hooks = [{ours}, dict(type='EMAHook')]\n")
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    assert tool("train", config, "--work-dir", unbroken).code == 0
+    half = read(unbroken / "iter_4.pth")
+    assert not frozen_in(half["state_dict"])
+    averaged = {k.removeprefix("module."): v for k, v in half["ema_state_dict"].items()}
+    assert not frozen_in(averaged) and len(averaged) == len(half["state_dict"]) + 1  # its steps
+    done = tool("train", config, "--work-dir", resumed, "--resume", unbroken / "iter_4.pth")
+    assert done.code == 0, done.err
+    for kind in ("state_dict", "ema_state_dict"):
+        found, expected = (read(d / "iter_8.pth")[kind] for d in (resumed, unbroken))
+        assert all(torch.equal(v, found[k]) for k, v in expected.items()), kind
+
+
+def test_a_finite_sampler_in_an_iteration_loop_resumes_exactly(tool, config, tmp_path):
+    """mmengine cannot skip by such a sampler and throws batches away instead."""
+    options = (
+        "--cfg-options",
+        "train_dataloader.sampler.type=DefaultSampler",
+        "train_cfg.max_iters=4",
+        "default_hooks.checkpoint.interval=3",
+    )
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    assert tool("train", config, "--work-dir", unbroken, *options).code == 0
+    resume = ("--resume", unbroken / "iter_3.pth")
+    assert tool("train", config, "--work-dir", resumed, *resume, *options).code == 0
+    found, expected = (read(d / "iter_4.pth")["state_dict"] for d in (resumed, unbroken))
+    assert all(torch.equal(v, found[k]) for k, v in expected.items())
+
+
+def test_epochs_of_another_length_begin_anew(tool, config, tmp_path):
+    """Twice the batch size: the checkpoint's iterations say nothing of epochs of this run."""
+    text = config.read_text()
+    by_epoch = "'SnellaCheckpointHook', by_epoch=True, interval=1"
+    config.write_text(
+        text.replace("'SnellaCheckpointHook'", by_epoch)
+        + "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3)\n"
+        "train_dataloader = dict(sampler=dict(type='DefaultSampler'))\n"
+        "custom_hooks = []\n"
+    )
+    assert tool("train", config, "--work-dir", tmp_path / "a").code == 0
+    resume = ("--resume", tmp_path / "a" / "epoch_2.pth")
+    options = ("--cfg-options", "train_dataloader.batch_size=4")
+    done = tool("train", config, "--work-dir", tmp_path / "b", *resume, *options)
+    assert done.code == 0, done.err
+    assert "its epoch begins anew" in done.out
+    assert read(tmp_path / "b" / "epoch_3.pth")["meta"]["iter"] == 4 + 1
+
+
 # Whole or not at all
 
 
@@ -261,6 +313,9 @@ def test_a_kill_while_writing_loses_nothing(tool, runs, monkeypatch):
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert latest_checkpoint(str(tmp_path)) is None
+    (tmp_path / "last_checkpoint").write_text("iter_2.pth")
+    with pytest.raises(CheckpointError, match="no whole checkpoint is there to resume from"):
+        latest_checkpoint(str(tmp_path))
     for i, name in enumerate(("iter_4.pth", "iter_8.pth", "iter_12.pth")):
         torch.save({}, tmp_path / name)
         os.utime(tmp_path / name, (i, i))

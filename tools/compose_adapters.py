@@ -19,6 +19,7 @@ from snella_seg.artifacts import (
     read_adapter,
     stock_config,
 )
+from snella_seg.artifacts.adapter_file import refuse_unknown_types
 from snella_seg.files import atomic_write
 
 
@@ -47,7 +48,7 @@ def main() -> None:
 def show_overlap(counts: dict[str, tuple[int, int]]) -> None:
     width = max(map(len, counts), default=0)
     print(f"{'matrix':<{width}}  {'both':>12}  {'either':>12}  Jaccard")
-    total = tuple(map(sum, zip(*counts.values(), strict=True)))
+    total = [sum(count[i] for count in counts.values()) for i in range(2)]
     for name, (both, either) in [*counts.items(), ("all", total)]:
         share = both / either if either else 0.0
         print(f"{name:<{width}}  {both:>12,}  {either:>12,}  {share:.4f}")
@@ -57,6 +58,7 @@ def combine(files, args) -> None:
     info = files[0].info
     if not info["model"] or not info["heads"]:
         raise ValueError(f"{args.first} holds no heads; export it anew by tools/export_adapter.py")
+    refuse_unknown_types([info["model"], info["test_pipeline"]], args.first)
     cfg = Config(dict(model=info["model"], test_pipeline=info["test_pipeline"]))
     bare = Config(cfg.to_dict())
     bare.model.backbone = files[0].bare_backbone(args.base)

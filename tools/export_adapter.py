@@ -26,11 +26,8 @@ def main() -> None:
     args = parse_args()
     model = runtime.build_segmentor(runtime.load_config(args.config), args.checkpoint)
     file = save_adapter(model, args.out, heads=not args.no_heads)
-    before, after = (Path(path).stat().st_size / 1e6 for path in (args.checkpoint, args.out))
-    print(
-        f"{args.out}: {len(file.info['matrices'])} matrices, {after:.2f} MB "
-        f"(checkpoint {before:.2f} MB)"
-    )
+    size = args.out.stat().st_size / 1e6
+    print(f"{args.out}: {len(file.info['matrices'])} matrices, {size:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def prove(model, out_dir: Path, image: str | None, exact: bool) -> None:
             f"stock model against SNELLA {how}: largest difference of logits {difference:.2e} "
             f"(largest logit {largest:.2f}), same class on {same:.2%} of the map"
         )
-        if exact and difference > TOLERANCE * max(largest, 1.0):
-            raise RuntimeError(f"{checkpoint} does not compute what the adapted model computes")
+        if exact and not difference <= TOLERANCE * max(largest, 1.0):  # nor NaN
+            Path(checkpoint).unlink()
+            raise RuntimeError(f"{checkpoint} did not compute what the adapted model computes")
 
 
 @runtime.plain_errors

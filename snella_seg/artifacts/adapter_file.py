@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
+from mmseg.registry import MODELS, TASK_UTILS, TRANSFORMS
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, some
@@ -19,10 +22,13 @@ from ..header import (
     FORMAT_VERSION,
     HEADER,
     check_adapter_options,
+    check_header,
     check_version,
     differing_backbone,
     encode_header,
     make_header,
+    plain_config,
+    restore_tuples,
 )
 from ..inject import is_adapter_key, list_adapters
 from ..layers import SnellaAdapter
@@ -32,7 +38,6 @@ FORMAT = "snella_seg.adapter"
 SUFFIX = ".safetensors"
 #: What of a file may be passed over on request: its checksum, its format version, its base.
 FORCEABLE = ("checksum", "version", "base")
-_TUPLE = "__tuple__"
 _INFO, _PACKAGES = "snella", ("snella_seg", "torch", "timm", "mmengine", "mmcv", "mmseg")
 
 
@@ -61,14 +66,20 @@ class AdapterFile:
     def adapters(self) -> dict[str, SnellaAdapter]:
         """Matrix name -> adapter, each on its own, in eval mode."""
         inner, made = self.info["prefix"] + "backbone.", {}
-        for name, matrix in self.info["matrices"].items():
-            rows, columns = matrix["shape"]
-            adapter = SnellaAdapter(columns, rows, **self.info["header"]["adapter"])
+        for name in self.info["matrices"]:
             module, _, kind = name.rpartition(".")
             start = inner + (f"{module}." if module else "") + f"adapters.{kind}."
-            adapter.load_state_dict(
-                {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
-            )
+            state = {
+                k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)
+            }
+            try:
+                rows, columns = (state[f"{side}_factors"].shape[1] for side in ("out", "in"))
+                adapter = SnellaAdapter(columns, rows, **self.info["header"]["adapter"])
+                adapter.load_state_dict(state)
+            except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+                raise CheckpointError(
+                    f"{self.path}: the adapter of {name} does not fit its options; get it anew"
+                ) from None
             made[name] = adapter.eval().requires_grad_(False)
         return made
 
@@ -79,19 +90,25 @@ class AdapterFile:
             base_checkpoint: the base weights; None for where the file says that they were.
 
         Raises:
-            CheckpointError: when neither is known, or the file holds no config.
+            CheckpointError: when neither is known, the file holds no config, or one that names
+                what is not registered or a base on another machine.
         """
         if not self.info["model"]:
             raise CheckpointError(f"{self.path} holds no config; export it anew with one")
-        config = dict(self.info["model"]["backbone"], targets=[])
-        inner = config["backbone"]
-        by_timm = inner["type"] == "TIMMBackbone" and inner.get("pretrained", True)
-        named = config.get("base_checkpoint") or inner.get("init_cfg") or by_timm
+        refuse_unknown_types(self.info["model"], str(self.path))
+        config = {**self.info["model"]["backbone"], "targets": [], "init_cfg": None}
+        config["backbone"] = inner = {**config["backbone"], "init_cfg": None}
         source = base_checkpoint or self.info["header"]["base"].get("source")
-        if base_checkpoint or not named:
-            if source is None:
-                raise CheckpointError(f"{self.path} does not name its base; give base_checkpoint")
-            config["base_checkpoint"] = source
+        if inner["type"] == "TIMMBackbone" and inner.get("pretrained", True):
+            source = base_checkpoint  # timm itself knows where its weights are
+        elif source is None:
+            raise CheckpointError(f"{self.path} does not name its base; give base_checkpoint")
+        if base_checkpoint is None and "://" in str(source):
+            raise CheckpointError(
+                f"{self.path} says that its base is at {source}; if you trust that, give it as "
+                "base_checkpoint"
+            )
+        config["base_checkpoint"] = source
         return config
 
     def extras(self) -> dict[str, Tensor]:
@@ -128,7 +145,11 @@ def save_adapter(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ValueError(f"an adapter file ends in {SUFFIX}, got {path.name}")
+    if is_model_wrapper(model):
+        model = model.module
     prefix, wrapper = find_wrapper(model)
+    if wrapper.merged:
+        raise ValueError("the model is merged, its adapters are not apart; unmerge_adapters first")
     tensors = task_state(model)
     if not heads:
         tensors = {name: v for name, v in tensors.items() if name.startswith(prefix)}
@@ -146,9 +167,11 @@ def save_adapter(
             }
             for name, adapter in list_adapters(wrapper.backbone).items()
         },
-        "model": _plain(config.get("model")),
-        "test_pipeline": _plain(config.get("test_pipeline")),
-        "metainfo": _plain(metainfo or getattr(model, "dataset_meta", None)),
+        "model": plain_config(config.get("model"), mark_tuples=True),
+        "test_pipeline": plain_config(config.get("test_pipeline"), mark_tuples=True),
+        "metainfo": plain_config(
+            metainfo or getattr(model, "dataset_meta", None), mark_tuples=True
+        ),
         "packages": {
             name: sys.modules[name].__version__ for name in _PACKAGES if name in sys.modules
         },
@@ -189,10 +212,11 @@ def read_adapter(path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
         )
     try:
         number, info = int(metadata["version"]), json.loads(metadata[_INFO])
-    except (KeyError, ValueError):
+        if "version" not in force:
+            check_version(number, str(path))
+        _check_info(info)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: its metadata are damaged; get the file anew") from None
-    if "version" not in force:
-        check_version(number, str(path))
     listed = set(info.get("tensors", ()))
     for what, names in (
         ("misses tensors", sorted(listed - set(tensors))),
@@ -207,8 +231,6 @@ def read_adapter(path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
         )
     _refuse_broken(tensors, str(path), "Make it anew from an earlier checkpoint")
     info["header"]["version"] = FORMAT_VERSION  # checked, or passed over
-    for key in ("model", "test_pipeline", "metainfo"):
-        info[key] = _tuples(info[key])
     return AdapterFile(path, info, tensors)
 
 
@@ -227,6 +249,7 @@ def load_adapter(model: nn.Module, path: str | Path, force: Iterable[str] = ()) 
         CheckpointError: on a wrong base, other options, missing, extra or misshapen tensors; and
             as :func:`read_adapter`.
     """
+    force = _forced(force)
     file, (_, wrapper) = read_adapter(path, force), find_wrapper(model)
     own, given, header = task_state(model), file.tensors, file.info["header"]
     other = differing_backbone(wrapper.inner_config, header["backbone"])
@@ -253,7 +276,7 @@ def load_adapter(model: nn.Module, path: str | Path, force: Iterable[str] = ()) 
         raise CheckpointError(
             f"{path} does not fit this model: {some(shapes)}. Use the config of its training"
         )
-    checks, wrapper.check_base = wrapper.check_base, "base" not in _forced(force)
+    checks, wrapper.check_base = wrapper.check_base, "base" not in force
     try:
         model.load_state_dict(file.state_dict(), strict=heads)
     finally:
@@ -300,25 +323,49 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _plain(value):
-    """A config's value as JSON has it; tuples are marked, classes become their names."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return {_TUPLE: [_plain(item) for item in value]}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, type):
-        return value.__name__
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+def _check_info(info) -> None:
+    """See that metadata have the parts that are read from them.
+
+    Raises:
+        KeyError, TypeError: when they do not.
+    """
+    kinds = dict(header=dict, prefix=str, heads=bool, matrices=dict, tensors=list, packages=dict)
+    for key, kind in kinds.items():
+        if not isinstance(info[key], kind):
+            raise TypeError(f"{key} is no {kind.__name__}")
+    for key in ("model", "test_pipeline", "metainfo"):
+        info[key] = restore_tuples(info[key])
+    check_header(info["header"])
+    set(info["tensors"])
 
 
-def _tuples(value):
-    """Undo :func:`_plain`."""
-    if isinstance(value, dict):
-        if set(value) == {_TUPLE}:
-            return tuple(_tuples(item) for item in value[_TUPLE])
-        return {key: _tuples(item) for key, item in value.items()}
-    return [_tuples(item) for item in value] if isinstance(value, list) else value
+def refuse_unknown_types(config, where: str) -> None:
+    """Refuse a config that would have anything built but what is registered by a plain name.
+
+    mmengine imports and calls whatever a dotted name says, so a config from a file that somebody
+    sent could run any code.
+
+    Raises:
+        CheckpointError: naming the type.
+    """
+    if isinstance(config, dict):
+        kind = config.get("type")
+        if kind is not None and not _is_registered(kind):
+            raise CheckpointError(
+                f"the config in {where} asks for {kind!r}, which is no registered class; import "
+                "what registers it, or use load_adapter with a config of your own"
+            )
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            refuse_unknown_types(item, where)
+
+
+def _is_registered(kind) -> bool:
+    registries = []
+    for registry in (MODELS, TRANSFORMS, TASK_UTILS, WEIGHT_INITIALIZERS):
+        while registry is not None:
+            registry.import_from_location()
+            registries.append(registry)
+            registry = registry.parent
+    return any(kind in registry.module_dict for registry in registries)

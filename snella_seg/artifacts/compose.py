@@ -70,9 +70,7 @@ def combine_adapters(
     matrices = {matrix.name: matrix for matrix in find_matrices(wrapper.backbone)}
     for file, weight in zip(files, weights, strict=True):
         extras = file.extras()
-        trained, wrapper.trained_base = wrapper.trained_base, frozenset(extras)
-        problem = compare_base(wrapper, file.info["header"])
-        wrapper.trained_base = trained
+        problem = compare_base(wrapper, file.info["header"], trained=extras)
         if problem:
             raise CheckpointError(f"{file.path}: {problem}")
         for name, adapter in file.adapters().items():

@@ -43,6 +43,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, SnellaBackbone):
             module.restore_modules()
+            module.merged = True
     adapters = detach_adapters(model)
     for name, (weight_name, original) in originals.items():
         parameter = nn.Parameter(merged[name], requires_grad=original.requires_grad)
@@ -64,11 +65,17 @@ def unmerge_adapters(model: nn.Module) -> nn.Module:
             "weights are gone. Load the adapters and their base instead"
         )
     for name, (weight_name, original) in record["originals"].items():
-        model.get_submodule(name)._parameters[weight_name] = original
+        store = model.get_submodule(name)._parameters
+        original.data = original.data.to(store[weight_name].device)  # where the model is now
+        store[weight_name] = original
+    device = next(model.parameters()).device
+    for adapter in record["adapters"].values():
+        adapter.to(device).train(model.training)
     attach_adapters(model, record["adapters"])
     for module in model.modules():
         if isinstance(module, SnellaBackbone):
             module.optimize_modules()
+            module.merged = False
     return model
 
 

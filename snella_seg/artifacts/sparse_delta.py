@@ -25,6 +25,7 @@ _BITS = {
     torch.float32: torch.int32,
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
+    torch.int64: torch.int64,  # counters of BatchNorms
 }
 
 
@@ -64,7 +65,7 @@ def make_delta(base: dict[str, Tensor], merged: dict[str, Tensor]) -> SparseDelt
     _same_make(base, merged)
     positions, changes, shapes = {}, {}, {}
     for name, new in merged.items():
-        if not new.is_floating_point():
+        if new.dtype not in _BITS:
             continue
         change = (_bits(base[name]) ^ _bits(new)).flatten()
         found = change.nonzero().flatten()
@@ -88,7 +89,9 @@ def apply_delta(base: dict[str, Tensor], delta: SparseDelta) -> dict[str, Tensor
         CheckpointError: when ``base`` is not the one that the delta was made for.
     """
     _expect(base, delta.base, "the base of this delta")
-    return _exclusive_or(base, delta)
+    merged = _exclusive_or(base, delta)
+    _expect(merged, delta.merged, "what this delta makes of its base: it is damaged")
+    return merged
 
 
 def remove_delta(merged: dict[str, Tensor], delta: SparseDelta) -> dict[str, Tensor]:
@@ -98,7 +101,9 @@ def remove_delta(merged: dict[str, Tensor], delta: SparseDelta) -> dict[str, Ten
         CheckpointError: when ``merged`` is not what the delta makes of its base.
     """
     _expect(merged, delta.merged, "the base with this delta")
-    return _exclusive_or(merged, delta)
+    base = _exclusive_or(merged, delta)
+    _expect(base, delta.base, "what this delta was made from: it is damaged")
+    return base
 
 
 def save_delta(delta: SparseDelta, path: str | Path, **info) -> None:
@@ -151,7 +156,7 @@ def load_delta(path: str | Path) -> tuple[SparseDelta, dict]:
             )
             if len(positions[name]) != len(changes[name]):
                 raise ValueError(f"{name} has more positions or changes than the other")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); get it anew") from None
     return SparseDelta(positions, changes, info["shapes"], info["base"], info["merged"]), info
 
@@ -192,9 +197,14 @@ def decode_positions(way: str, words: np.ndarray, size: int) -> np.ndarray:
     Raises:
         ValueError: on an unknown way, or positions beyond ``size``.
     """
+    dtype = {"mask": np.uint8, "gap8": np.uint8, "gap16": np.uint16}.get(way)
+    if dtype is not None and words.dtype != dtype:
+        raise ValueError(f"positions coded as {way!r} must be {dtype.__name__}, got {words.dtype}")
     if way == "mask":
+        if len(words) != -(-size // 8):
+            raise ValueError(f"a mask of {size} weights has other than {len(words)} bytes")
         positions = np.flatnonzero(np.unpackbits(words, count=size))
-    elif way in ("gap8", "gap16"):
+    elif dtype is not None:
         full = np.iinfo(words.dtype).max
         passed = np.cumsum(words, dtype=np.int64)
         ends = np.flatnonzero(words != full)

@@ -39,7 +39,7 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def strip_frozen(state: dict[str, Tensor], model: nn.Module) -> bool:
+def strip_frozen(state: dict[str, Tensor], model: nn.Module, outer: str = "") -> bool:
     """Take the frozen bases out of a model's state dict and put their headers in.
 
     A base that came from no known file stays, since nobody could bring it back.
@@ -47,16 +47,17 @@ def strip_frozen(state: dict[str, Tensor], model: nn.Module) -> bool:
     Args:
         state: of the model, changed in place.
         model: holds any number of SnellaBackbones.
+        outer: how the model's names begin in the state.
 
     Returns:
         Whether all that is frozen could be left out.
     """
     complete = True
     for prefix, wrapper in find_wrappers(model):
-        if wrapper.base_source is None:
+        if wrapper.base_source is None or wrapper.merged:
             complete = False
             continue
         for name in frozen_state(wrapper):
-            state.pop(f"{prefix}backbone.{name}", None)
-        state[prefix + HEADER] = encode_header(make_header(wrapper))
+            state.pop(f"{outer}{prefix}backbone.{name}", None)
+        state[outer + prefix + HEADER] = encode_header(make_header(wrapper))
     return complete

@@ -11,11 +11,11 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, some
-from ..header import check_version, compare_base
+from ..header import compare_base
 from ..inject import attach_adapters, detach_adapters
 from ..layers import SnellaAdapter
 from ..models import SnellaBackbone
-from .adapter_file import AdapterFile, read_adapter
+from .adapter_file import AdapterFile, read_adapter, refuse_unknown_types
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ class AdapterSwitch:
         name = name or Path(path).stem
         if name in self.tasks:
             raise ValueError(f"a task {name!r} is loaded already; give another name")
+        force = set(force)
         file = read_adapter(path, force)
         if not (file.info["heads"] and file.info["model"]):
             raise CheckpointError(
                 f"{path} holds no {'model config' if file.info['heads'] else 'heads'}; export it "
                 "anew, with heads, by tools/export_adapter.py"
             )
-        check_version(file.info["header"]["version"], str(path))
+        refuse_unknown_types(file.info["test_pipeline"], str(path))
         active = self.active
         backbone = self.backbone or self._build_backbone(file)
         self._detach(backbone)
@@ -130,8 +131,12 @@ class AdapterSwitch:
         self.active = name
         return task.segmentor
 
-    def disable_adapters(self) -> SnellaBackbone:
-        """Take the task in use off; the backbone is the frozen base again, bit for bit."""
+    def disable_adapters(self) -> SnellaBackbone | None:
+        """Take the task in use off; the backbone is the frozen base again, bit for bit.
+
+        Returns:
+            The backbone, None before the first file is loaded.
+        """
         if self.backbone is not None:
             self._detach(self.backbone)
         return self.backbone
@@ -177,14 +182,13 @@ class AdapterSwitch:
         strange = [n for n in extras if n not in own or own[n].shape != extras[n].shape]
         if strange:
             raise CheckpointError(f"{file.path} holds what the base lacks: {some(strange)}")
-        backbone.trained_base = frozenset(extras)
-        problem = compare_base(backbone, file.info["header"])
-        backbone.trained_base = frozenset()
+        problem = compare_base(backbone, file.info["header"], trained=extras)
         if problem and not force:
             raise CheckpointError(f"{file.path}: {problem}")
 
     def _build_segmentor(self, name: str, file: AdapterFile, backbone) -> nn.Module:
         """The file's heads around the shared backbone."""
+        refuse_unknown_types(file.info["model"], str(file.path))
         config = ConfigDict(file.info["model"])
         config.pop("pretrained", None)
 

@@ -1,5 +1,6 @@
 """Checkpoints without the frozen base, written whole or not at all, that resume exactly."""
 
+import re
 from pathlib import Path
 
 from mmengine.dist import get_rank, get_world_size, is_main_process
@@ -9,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..artifacts.state import strip_frozen
-from ..files import ATOMIC, AtomicBackend, atomic_write, remove_partials
+from ..files import ATOMIC, atomic_write, remove_partials
 from ..seeding import PositionSampler, seed_samples, seed_step
 
 _GRADIENTS = "snella_gradients"
@@ -49,8 +50,12 @@ class SnellaCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if is_main_process() and Path(self.out_dir).is_dir():
             remove_partials(Path(self.out_dir))
-        if not self.exact_resume:
-            return
+        if self.exact_resume:
+            self._prepare_exact_resume(runner)
+        if runner.iter > 0:
+            self._finish_what_a_kill_cut_off(runner)
+
+    def _prepare_exact_resume(self, runner) -> None:
         self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
         self._seed_samples(runner)
         if self._gradients is not None and runner.iter > 0:
@@ -78,17 +83,22 @@ class SnellaCheckpointHook(CheckpointHook):
             # Older mmengine has begun to draw, by workers that know nothing of seeds.
             stream, loader._iterator = type(loop.dataloader_iterator), None
             loop.dataloader_iterator = stream(loader)
-            # Where mmengine skips by the sampler, drawing begins in the middle of the run.
-            size = loader.batch_size
-            if size and hasattr(stream, "skip_iter") and hasattr(loader.sampler, "skip"):
-                self._sampler.start = runner.iter * size
+            self._sampler.start = _skipped_by_sampler(loop.dataloader_iterator, runner.iter)
 
     def before_train_epoch(self, runner) -> None:
         loop = runner.train_loop
-        if self._sampler is not None and isinstance(loop, EpochBasedTrainLoop):
-            self._sampler.start = runner.epoch * len(self._sampler)
-            done = runner.iter - runner.epoch * len(loop.dataloader)  # resumed within an epoch
-            self._sampler.skip = done * (loop.dataloader.batch_size or 0)
+        if self._sampler is None or not isinstance(loop, EpochBasedTrainLoop):
+            return
+        self._sampler.start = runner.epoch * len(self._sampler)
+        length = len(loop.dataloader)
+        done = runner.iter - runner.epoch * length  # more than 0 when resumed within an epoch
+        if 0 < done <= length and loop.dataloader.batch_size:
+            self._sampler.pass_over = done * loop.dataloader.batch_size
+        elif done:
+            runner.logger.warning(
+                f"the checkpoint was written in epochs of another length than the {length} "
+                "iterations of this run: its epoch begins anew"
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if self.exact_resume:
@@ -101,7 +111,12 @@ class SnellaCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         model = _unwrapped(runner)
-        if self.slim and not strip_frozen(checkpoint["state_dict"], model) and not self._told:
+        complete = True
+        if self.slim:
+            complete = strip_frozen(checkpoint["state_dict"], model)
+            if "ema_state_dict" in checkpoint:  # of EMAHook: the same names, one level down
+                strip_frozen(checkpoint["ema_state_dict"], model, "module.")
+        if not complete and not self._told:
             self._told = True
             runner.logger.warning(
                 "checkpoints hold the frozen base, since it came from no file that the config "
@@ -139,36 +154,68 @@ class SnellaCheckpointHook(CheckpointHook):
         with atomic_write(Path(runner.work_dir) / "last_checkpoint") as partial:
             partial.write_text(self.last_ckpt)
         for old in outdated:
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+            name = self.filename_tmpl.format(old)
+            self._remove(self.file_backend.join_path(self.out_dir, name))
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         """As mmengine's, but the last best one is removed after the new one is there."""
-        backend, before = self.file_backend, self._best_paths()
-        if isinstance(backend, AtomicBackend):
-            self.file_backend = _KeepingBackend()
-        try:
-            super()._save_best_checkpoint(runner, metrics)
-        finally:
-            self.file_backend = backend
-        if isinstance(backend, AtomicBackend) and is_main_process():
-            for path in before - self._best_paths():
-                Path(path).unlink(missing_ok=True)
+        before = self._best_paths()
+        self._set_best_paths(dict.fromkeys(before))  # nothing to remove yet
+        super()._save_best_checkpoint(runner, metrics)
+        after = self._best_paths()
+        self._set_best_paths({key: after[key] or before[key] for key in before})
+        for key, old in before.items():
+            if old and after[key] and old != after[key] and is_main_process():
+                self._remove(old)
 
-    def _best_paths(self) -> set[str]:
-        several = getattr(self, "best_ckpt_path_dict", {}).values()
-        return {path for path in (getattr(self, "best_ckpt_path", None), *several) if path}
+    def _best_paths(self) -> dict[str, str | None]:
+        """Path of the best checkpoint by each metric; an empty name where there is only one."""
+        if hasattr(self, "best_ckpt_path_dict"):
+            return dict(self.best_ckpt_path_dict)
+        return {"": self.best_ckpt_path} if hasattr(self, "best_ckpt_path") else {}
+
+    def _set_best_paths(self, paths: dict[str, str | None]) -> None:
+        if hasattr(self, "best_ckpt_path_dict"):
+            self.best_ckpt_path_dict.update(paths)
+        elif paths:
+            self.best_ckpt_path = paths[""]
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+    def _finish_what_a_kill_cut_off(self, runner) -> None:
+        """Validate where that was due after the checkpoint; remove files that were outdated."""
+        loop = runner.train_loop
+        done = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
+        last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
+        between = isinstance(loop, EpochBasedTrainLoop) and runner.iter % len(loop.dataloader)
+        if runner.val_loop is not None and due and not between:
+            runner.val_loop.run()
+        if not (is_main_process() and Path(self.out_dir).is_dir()):
+            return
+        step = runner.epoch if self.by_epoch else runner.iter
+        named = self.filename_tmpl.format("STEP")
+        pattern = f"(best_.*_)?{re.escape(named).replace('STEP', '([0-9]+)')}"
+        keep = {Path(path).name for path in self._best_paths().values() if path}
+        if self.max_keep_ckpts > 0:
+            keep |= {self.filename_tmpl.format(kept) for kept in self.keep_ckpt_ids}
+        for path in Path(self.out_dir).glob(f"*{named.replace('STEP', '*')}"):
+            found = re.fullmatch(pattern, path.name)
+            outdated = found and path.name not in keep and int(found[2]) <= step
+            if outdated and (self.save_best if found[1] else self.max_keep_ckpts > 0):
+                self._remove(str(path))
 
 
-class _KeepingBackend(AtomicBackend):
-    """Has nothing to remove."""
+def _skipped_by_sampler(iterator, done: int) -> int:
+    """How many indices mmengine lets the sampler leave out for ``done`` iterations.
 
-    def isfile(self, filepath) -> bool:
-        return False
-
-    def isdir(self, filepath) -> bool:
-        return False
+    Newer versions skip so where they can; otherwise batches are drawn and thrown away.
+    """
+    if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
+        return 0
+    return done * (iterator._resolve_batch_size() or 0)
 
 
 def _has_updated(optim_wrapper) -> bool:

@@ -62,6 +62,7 @@ class SnellaBackbone(BaseModule):
         trained_base: names of the base parameters that are trained.
         base_source: the file that the base came from, or None where it is not known; only a base
             that can be had again is left out of slim checkpoints.
+        merged: whether :func:`snella_seg.artifacts.merge_adapters` has put the deltas into it.
 
     Input (N, 3, H, W); output as of the stock backbone: a tuple of maps (N, C, H/s, W/s).
 
@@ -105,6 +106,7 @@ class SnellaBackbone(BaseModule):
         self.check_base = check_base
         self.base_source = _timm_source(self.backbone, config)
         self._base_is_loaded = self.base_source is not None
+        self.merged = False
         self._channels_last = str(getattr(_timm_model(self), "output_fmt", "")).endswith("NHWC")
         self.optimize_modules()
         self._register_load_state_dict_pre_hook(self._before_load)
@@ -112,13 +114,15 @@ class SnellaBackbone(BaseModule):
     @property
     def named_source(self) -> str | None:
         """The file of base weights that the config names, loaded or not."""
-        return (self.backbone.init_cfg or {}).get("checkpoint")
+        init_cfg = self.backbone.init_cfg
+        return init_cfg.get("checkpoint") if isinstance(init_cfg, dict) else None
 
     def init_weights(self) -> None:
         """Load or draw the base weights as the stock backbone does; adapters are not touched."""
+        loaded = getattr(self.backbone, "is_init", False)  # by timm, when it was built
         with adapters_disabled(self.backbone):
             init_base_weights(self.backbone)
-        if self.named_source is not None:
+        if not loaded and self.named_source is not None:
             self.base_source, self._base_is_loaded = self.named_source, True
 
     def optimize_modules(self) -> None:
@@ -193,6 +197,11 @@ class SnellaBackbone(BaseModule):
             raise CheckpointError(
                 "the checkpoint leaves out the frozen base and the config does not name its file; "
                 "set model.backbone.base_checkpoint"
+            )
+        if self.named_source is None and "://" in recorded:
+            raise CheckpointError(
+                f"the checkpoint says that its base is at {recorded}; if you trust that, give it "
+                "as model.backbone.base_checkpoint"
             )
         if self.named_source is None:
             self.backbone.init_cfg = dict(type="Pretrained", checkpoint=recorded)

@@ -12,8 +12,16 @@ from mmseg.apis import init_model
 from safetensors.torch import load_file, save_file
 from tasks import save_base, scores
 
-from snella_seg.artifacts import load_adapter, read_adapter, save_adapter, task_state
+from snella_seg.artifacts import (
+    AdapterSwitch,
+    load_adapter,
+    merge_adapters,
+    read_adapter,
+    save_adapter,
+    task_state,
+)
 from snella_seg.checkpoint import CheckpointError
+from snella_seg.files import load_safetensors
 from snella_seg.inject import list_adapters
 
 
@@ -232,6 +240,57 @@ def test_a_header_of_absurd_length_is_refused(refusal, adapter_file):
     refusal("cut short or no safetensors file")
 
 
+def test_headers_of_any_length_are_read(tmp_path):
+    """The length of the header comes first in the file: some begin as a pickle does."""
+    path, starts = tmp_path / "long.safetensors", set()
+    for pad in range(0, 264, 8):
+        save_file({"x": torch.zeros(2)}, path, {"pad": "a" * pad})
+        starts.add(path.read_bytes()[0])
+        assert load_safetensors(path)[1] == {"pad": "a" * pad}
+    assert 0x80 in starts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: [info],
+        lambda info: {k: v for k, v in info.items() if k != "prefix"},
+        lambda info: {**info, "matrices": 3},
+        lambda info: {**info, "tensors": [{}]},
+        lambda info: {**info, "header": {**info["header"], "backbone": []}},
+        lambda info: {**info, "header": {**info["header"], "base": {"weights": []}}},
+    ],
+)
+def test_metadata_of_another_kind_are_refused(refusal, adapter_file, change):
+    rewrite(adapter_file, lambda m: m.update(snella=json.dumps(change(json.loads(m["snella"])))))
+    refusal("metadata are damaged", force=["checksum"])
+
+
+def change_info(path, change) -> None:
+    """Change an adapter file's metadata by hand."""
+
+    def tamper(metadata):
+        info = json.loads(metadata["snella"])
+        change(info)
+        metadata["snella"] = json.dumps(info)
+
+    rewrite(path, tamper)
+
+
+def test_a_config_in_a_file_builds_registered_classes_only(adapter_file):
+    head = dict(type="subprocess.check_output", args=["true"])
+    change_info(adapter_file, lambda info: info["model"].update(decode_head=head))
+    with pytest.raises(CheckpointError, match="asks for 'subprocess.check_output'"):
+        AdapterSwitch().load(adapter_file, force=["checksum"])
+
+
+def test_a_base_on_another_machine_is_not_fetched_unasked(adapter_file):
+    source = "https://example.org/base.pth"
+    change_info(adapter_file, lambda info: info["header"]["base"].update(source=source))
+    with pytest.raises(CheckpointError, match="if you trust that, give it as base_checkpoint"):
+        AdapterSwitch().load(adapter_file, force=["checksum"])
+
+
 def test_missing_and_extra_tensors_are_refused(refusal, adapter_file):
     name = "decode_head.conv_seg.bias"
     saved = adapter_file.read_bytes()
@@ -266,6 +325,8 @@ def test_foreign_files_and_requests_are_refused(build, adapter_file, tmp_path):
         save_adapter(build(0), tmp_path / "task.pth")
     with pytest.raises(ValueError, match="cannot force shapes; choose of checksum, version, base"):
         read_adapter(adapter_file, force=["shapes"])
+    with pytest.raises(ValueError, match="the model is merged"):
+        save_adapter(merge_adapters(build(0)), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="0 SnellaBackbones"):
         save_adapter(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
 

@@ -124,6 +124,16 @@ def test_lower_bound_is_the_logarithm_of_all_choices():
     assert lower_bound(3, 10) == pytest.approx(math.log2(math.comb(10, 3)) / 8)
 
 
+def test_changed_values_are_found(states):
+    base, merged = states
+    delta = make_delta(base, merged)
+    delta.changes["cls_token"][0] ^= 1
+    with pytest.raises(CheckpointError, match="what this delta makes of its base: it is damaged"):
+        apply_delta(base, delta)
+    with pytest.raises(CheckpointError, match="made from: it is damaged"):
+        remove_delta(merged, delta)
+
+
 def test_damage_is_found(states, tmp_path):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
