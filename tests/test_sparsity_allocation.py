@@ -205,7 +205,6 @@ def test_a_starved_matrix_can_win_weights_back(tmp_path):
     counts = {}
     for min_density in (0.0, 0.05):
         folder = tmp_path / str(min_density)
-        torch.manual_seed(1)
         train(
             folder, max_iters=33, model=Silent(seed=5), target_sparsity=0.8, min_density=min_density
         )
