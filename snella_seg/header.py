@@ -181,12 +181,16 @@ def differing_backbone(own: dict, given: dict) -> str | None:
     kind, other = (str(config.pop("type", None)).rpartition(".")[2] for config in (own, given))
     if kind != other:
         return f"the adapters belong to a {other}, this backbone is a {kind}"
-    # As texts, so that NaN is itself.
-    keys = [key for key in {**own, **given} if repr(own.get(key)) != repr(given.get(key))]
+    keys = [key for key in {**own, **given} if _text(own.get(key)) != _text(given.get(key))]
     if not keys:
         return None
     values = ", ".join(f"{key} {given.get(key)} instead of {own.get(key)}" for key in keys)
     return f"the adapters belong to another {kind}: {values}"
+
+
+def _text(value) -> str:
+    """A value to compare by: dicts in any order are the same, and so is NaN."""
+    return json.dumps(value, sort_keys=True)
 
 
 def plain_config(value, mark_tuples: bool = False):

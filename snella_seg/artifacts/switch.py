@@ -164,7 +164,7 @@ class AdapterSwitch:
         for adapter in task.adapters.values():
             adapter.to(self.device)
         for name, value in task.extras.items():
-            value = value.to(self.device)
+            value = value.to(self.device, copy=True)  # or else the whole file would stay mapped
             floating = value.is_floating_point()
             task.extras[name] = nn.Parameter(value, requires_grad=False) if floating else value
 

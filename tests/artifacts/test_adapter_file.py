@@ -150,6 +150,21 @@ def test_rounding_of_resized_position_embeddings_is_let_pass(build, adapter_file
         load_adapter(build(7, base_checkpoint=str(tmp_path / "other.pth")), adapter_file)
 
 
+def test_the_order_of_a_config_is_nothing(build, adapter_file, config):
+    def turned(value):
+        if isinstance(value, dict):
+            return {key: turned(value[key]) for key in reversed(list(value))}
+        return value
+
+    inner = turned(Config(config.to_dict()).model.backbone.backbone.to_dict())
+    inner["norm_cfg"] = dict(eps=1e-6, type="LN")
+    model = build(0, backbone=inner)
+    save_adapter(model, adapter_file)
+    other = build(7, backbone={**inner, "norm_cfg": dict(type="LN", eps=1e-6)})
+    load_adapter(other, adapter_file)
+    assert same_task(model, other)
+
+
 def test_another_backbone_is_refused(refusal, config):
     inner = dict(config.model.backbone.backbone, out_indices=(1, 0))
     refusal("another VisionTransformer", "out_indices [0, 1] instead of [1, 0]", backbone=inner)

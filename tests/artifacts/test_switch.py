@@ -78,7 +78,9 @@ def test_the_base_is_there_once(switch):
         return {t.untyped_storage().data_ptr() for t in module.state_dict().values()}
 
     base = storages(switch.disable_adapters().backbone)
-    extras = {t.data_ptr() for task in switch.tasks.values() for t in task.extras.values()}
+    kept = [value for task in switch.tasks.values() for value in task.extras.values()]
+    assert all(v.untyped_storage().nbytes() == v.nbytes for v in kept)  # no file stays mapped
+    extras = {value.data_ptr() for value in kept}
     for task in switch.tasks.values():
         assert task.segmentor.backbone is switch.backbone
         held = {p.data_ptr() for a in task.adapters.values() for p in a.parameters()}
