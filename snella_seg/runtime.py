@@ -288,6 +288,12 @@ def _use_gloo(cfg: Config, launcher: str) -> None:
     )
 
 
+def leave_process_group() -> None:
+    """End the process group before the interpreter ends: left to that, gloo's threads may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def enable_amp(cfg: Config) -> None:
     """Train in mixed precision: fp16 with a dynamic loss scale on a GPU, bf16 on a CPU.
 

@@ -78,6 +78,7 @@ def main() -> None:
     runner = Runner.from_cfg(cfg)
     runtime.refuse_other_heads(runner.model)
     runner.test()
+    runtime.leave_process_group()
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def main() -> None:
     if cfg.get("resume"):
         runtime.refuse_other_heads(runner.model)
     runner.train()
+    runtime.leave_process_group()
 
 
 if __name__ == "__main__":
