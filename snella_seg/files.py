@@ -89,8 +89,8 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
         )
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is cut short or no safetensors file ({error}); get it anew"

@@ -19,7 +19,7 @@ from snella_seg.artifacts import (
     read_adapter,
     stock_config,
 )
-from snella_seg.artifacts.adapter_file import refuse_unknown_types
+from snella_seg.artifacts.config_trust import refuse_unknown_types
 from snella_seg.files import atomic_write
 
 

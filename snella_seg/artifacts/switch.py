@@ -15,7 +15,8 @@ from ..header import compare_base
 from ..inject import attach_adapters, detach_adapters
 from ..layers import SnellaAdapter
 from ..models import SnellaBackbone
-from .adapter_file import AdapterFile, read_adapter, refuse_unknown_types
+from .adapter_file import AdapterFile, read_adapter
+from .config_trust import refuse_unknown_types
 
 
 @dataclass(frozen=True)
