@@ -40,19 +40,31 @@ def own(*names: str) -> list[str]:
     return _find((package / ".mim" / "configs", package.parent / "configs"), names)
 
 
+def tool(name: str) -> str:
+    """Absolute path of one of our tools, in a checkout or an installed package.
+
+    Args:
+        name: such as ``'train.py'``.
+
+    Raises:
+        FileNotFoundError: when there is no such tool.
+    """
+    package = Path(__file__).resolve().parent
+    return _find((package / ".mim" / "tools", package.parent / "tools"), (name,))[0]
+
+
 def _find(folders: tuple[Path, ...], names: tuple[str, ...]) -> list[str]:
     if not names:
         raise ValueError("name at least one config")
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:
-        raise FileNotFoundError(f"no configs folder at {' or '.join(map(str, folders))}")
+        raise FileNotFoundError(f"no folder at {' or '.join(map(str, folders))}")
     for name in names:
         if not (folder / name).is_file():
             parent = (folder / name).parent
             beside = sorted(p.name for p in parent.glob("*.py")) if parent.is_dir() else []
             near = difflib.get_close_matches(Path(name).name, beside, cutoff=0.3) or beside[:8]
             raise FileNotFoundError(
-                f"no config {name} in {folder}"
-                + (f"; near matches: {', '.join(near)}" if near else "")
+                f"no {name} in {folder}" + (f"; near matches: {', '.join(near)}" if near else "")
             )
     return [str(folder / name) for name in names]

@@ -31,6 +31,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file by :func:`atomic_write`."""
+    with atomic_write(path) as partial:
+        partial.write_text(text)
+
+
 class AtomicBackend(LocalBackend):
     """mmengine's local files, written by :func:`atomic_write`."""
 

@@ -4,7 +4,7 @@ from .allocation import allocate_budget, budget_schedule
 from .blocks import DeltaBlock
 from .delta import DeltaRule
 from .importance import ema_importance, importance_score
-from .kernels import KERNELS, distance_kernel, mixed_kernel
+from .kernels import KERNELS, distance_kernel, linear_kernel, mixed_kernel
 from .product import adapted_linear, adapted_weight
 from .sparsify import SPARSIFIERS, sparsify
 from .threshold import Bracket, quantile_threshold
@@ -22,6 +22,7 @@ __all__ = [
     "distance_kernel",
     "ema_importance",
     "importance_score",
+    "linear_kernel",
     "mixed_kernel",
     "quantile_threshold",
     "sparsify",

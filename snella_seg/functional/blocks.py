@@ -57,6 +57,7 @@ class DeltaBlock:
         return (
             factors.is_cuda
             and factors.dtype != torch.float64
+            and triton_delta.knows(self.rule)
             and triton_delta.available(factors.device)
         )
 
@@ -179,7 +180,7 @@ def _backward_tiled(
     blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept, factor)`` gets
     columns of the other deltas, those that hold non-zero weights only.
     """
-    matrices = [tiled.TiledDelta(m.block.params, m.block.rule) for m in made]
+    matrices = [tiled.tiled_delta(m.block.params, m.block.rule) for m in made]
 
     def remake(entry, matrix, columns):
         tile = matrix.tile(columns)

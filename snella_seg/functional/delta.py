@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .kernels import KERNELS
@@ -18,13 +19,19 @@ class DeltaRule:
 
     Args:
         kernel: a name in :data:`snella_seg.functional.kernels.KERNELS`.
-        sparsifier: ``'weighted'``, ``'soft'`` or ``'hard'``.
-        scale: weight of each head of the distance kernel.
+        sparsifier: ``'weighted'``, ``'soft'``, ``'hard'`` or ``'none'``.
+        scale: weight of each head of the distance kernel, or of the linear kernel's product.
     """
 
     kernel: str = "mixed"
     sparsifier: str = "weighted"
     scale: float = 0.1
+
+    def threshold(self, dense: Tensor, sparsity: float) -> Tensor:
+        """The magnitude that an entry of K has to exceed, 0-dim; below 0 where none competes."""
+        if self.sparsifier == "none":
+            return torch.full((), -1.0, dtype=dense.dtype, device=dense.device)
+        return quantile_threshold(dense, sparsity)
 
     def __call__(
         self, params: tuple[Tensor, ...], sparsity: float, threshold: Tensor | None = None
@@ -39,5 +46,5 @@ class DeltaRule:
         kernel, _ = KERNELS[self.kernel]
         dense = kernel(*in_working_precision(params), scale=self.scale)
         if threshold is None:
-            threshold = quantile_threshold(dense, sparsity)
+            threshold = self.threshold(dense, sparsity)
         return apply_threshold(dense, threshold, self.sparsifier), threshold

@@ -81,8 +81,27 @@ def mixed_kernel(
     return distances + alpha * torch.softmax(distances / gamma, dim=0) + beta
 
 
+def linear_kernel(in_factors: Tensor, out_factors: Tensor, scale: float = 1.0) -> Tensor:
+    """The low-rank product of LoRA (arXiv 2106.09685), summed over heads.
+
+    ``K[o, i] = scale * sum_h Q[h, o] . P[h, i]``, so H heads of r/H columns are LoRA of rank r
+    with ``A = P^T``, ``B = Q`` and ``scale = lora_alpha / r``.
+
+    Args:
+        in_factors: P, shape (H, in, r/H).
+        out_factors: Q, shape (H, out, r/H).
+        scale: multiplies the product.
+
+    Returns:
+        Tensor of shape (out, in).
+    """
+    _check_factors(in_factors, out_factors)
+    return scale * torch.einsum("hor,hir->oi", out_factors, in_factors)
+
+
 #: Kernel name -> (function, initial value of each learnable scalar that it takes, in order).
 KERNELS = {
     "distance": (distance_kernel, {}),
+    "linear": (linear_kernel, {}),
     "mixed": (mixed_kernel, {"alpha": 1.0, "gamma": 1.0, "beta": 0.0}),
 }

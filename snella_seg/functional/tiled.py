@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .delta import DeltaRule
+from .linear_tiles import LinearDelta
 from .precision import in_working_precision
 from .threshold import Bracket, ThresholdSearch
 
@@ -58,8 +59,13 @@ class Tile(NamedTuple):
     near: tuple[Tensor, Tensor, Tensor] | None  # head, output, column of the nearly equal pairs
 
 
+def tiled_delta(params: tuple[Tensor, ...], rule: DeltaRule) -> "TiledDelta | LinearDelta":
+    """K of one matrix, tile by tile, by the kernel of ``rule``."""
+    return (LinearDelta if rule.kernel == "linear" else TiledDelta)(params, rule)
+
+
 class TiledDelta:
-    """K of one matrix, tile by tile, and the sums of its gradients.
+    """K of the distance kernels, tile by tile, and the sums of its gradients.
 
     Args:
         params: in_factors (H, in, r/H), out_factors (H, out, r/H), then the kernel's scalars.
@@ -181,6 +187,8 @@ def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tens
         return kept, kept.abs()
     if sparsifier == "soft":
         return dense, (dense.abs() - threshold).clamp_min_(0)
+    if sparsifier == "none":
+        return dense, dense.new_ones(()).expand_as(dense)
     return dense, (dense.abs() > threshold).to(dense.dtype)
 
 
@@ -241,12 +249,14 @@ def make_delta(
         The threshold (0-dim) and the indices of the columns that hold non-zero weights, or None
         when those are most columns.
     """
-    matrix = TiledDelta(params, rule)
-    search = ThresholdSearch(out.numel(), sparsity, bracket)
-    tiles = column_tiles(*matrix.shape)
-    for columns in tiles:
-        search.add(matrix.tile(columns, out[:, columns]).dense)
-    threshold = search.finish(out)
+    matrix = tiled_delta(params, rule)
+    competes = rule.sparsifier != "none"
+    search = ThresholdSearch(out.numel(), sparsity, bracket) if competes else None
+    for columns in column_tiles(*matrix.shape):
+        dense = matrix.tile(columns, out[:, columns]).dense
+        if competes:
+            search.add(dense)
+    threshold = search.finish(out) if competes else rule.threshold(out, sparsity)
     cut = float(threshold)
     active = out.new_zeros(out.shape[1])
     height = max(1, TILE // out.shape[1])

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .delta import DeltaRule
 from .kernels import KERNELS, _check_factors
-from .sparsify import SPARSIFIERS
 from .triton_kernels import (
     NEEDED,
     count_kernel,
@@ -30,6 +29,7 @@ from .triton_kernels import (
 BLOCK_OUT, BLOCK_IN = 64, 32  # tile of the elementwise kernels
 BLOCK_OWN, BLOCK_OTHER, BLOCK_COLUMNS = 32, 16, 16  # tile of the factors' gradients
 MIN_CHUNK, PROGRAMS = 64, 1024  # how a long loop is split: shortest part, programs aimed at
+SPARSIFIERS = ("weighted", "soft", "hard")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -45,6 +45,11 @@ def available(device: torch.device) -> bool:
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def knows(rule: DeltaRule) -> bool:
+    """Whether there are kernels for this way of making a delta."""
+    return rule.kernel in ("distance", "mixed") and rule.sparsifier in SPARSIFIERS
 
 
 class _Matrix:

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..functional import allocate_budget, budget_schedule
+from ..methods import ALLOCATIONS, METHODS, Method
 from ..summary import sparsity_by_kind, summarize
 from ..tracking import ImportanceTracker
 
@@ -47,6 +48,10 @@ class SparsityAllocationHook(Hook):
         min_density: share of its weights that every matrix keeps, so that a starved one can win
             weights back; 0 is the published behaviour.
         beta1, beta2: decay rates of importance and uncertainty.
+        allocation: ``'competition'``, ``'uniform'`` (the budget is scheduled, but every matrix is
+            as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the
+            first iteration on). None for what the backbone's ``method`` asks for, which may be
+            nothing at all.
 
     Raises:
         ValueError: on options out of range, a model without adapters, or a run shorter than
@@ -64,7 +69,12 @@ class SparsityAllocationHook(Hook):
         min_density: float = 1e-3,
         beta1: float = 0.85,
         beta2: float = 0.85,
+        allocation: str | None = None,
     ) -> None:
+        if allocation is not None and allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"unknown allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
+            )
         for name, value in (("target_sparsity", target_sparsity), ("min_density", min_density)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
@@ -77,9 +87,10 @@ class SparsityAllocationHook(Hook):
             )
         self.target_sparsity, self.interval = target_sparsity, interval
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
-        self.min_density = min_density
+        self.min_density, self.allocation = min_density, allocation
         self.tracker_options = dict(importance=importance, beta1=beta1, beta2=beta2)
         self.tracker: ImportanceTracker | None = None
+        self.mode: str | None = None
         self._loaded: dict | None = None
         self._handles: list = []
 
@@ -87,7 +98,16 @@ class SparsityAllocationHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.tracker = ImportanceTracker(model, **self.tracker_options)
+        method = _method_of(model)
+        self.mode = self.allocation or method.allocation
+        if self.mode is None:
+            self.tracker = None
+            runner.logger.info(f"{method.label}: there is no sparsity to allocate")
+            return
+        options = dict(self.tracker_options)
+        if method.importance is not None:
+            options["importance"] = method.importance
+        self.tracker = ImportanceTracker(model, **options)
         self.adapters = list(self.tracker.adapters.values())
         self.sizes = [adapter.size for adapter in self.adapters]
         self.period = self.interval or iterations_per_epoch(runner)
@@ -98,8 +118,11 @@ class SparsityAllocationHook(Hook):
         if runner.iter > 0:
             self._restore(runner)
         self._loaded = None
-        self._check_schedule(runner)
-        self._watch_optimizer(runner.optim_wrapper)
+        if self.mode != "fixed":
+            self._check_schedule(runner)
+            self._watch_optimizer(runner.optim_wrapper)
+        elif runner.iter == 0:
+            self._set_budget(self.sizes, self.target_budget)
         if is_main_process():
             _start_history(Path(runner.work_dir), runner.iter)
         runner.logger.info("SNELLA\n" + summarize(model))
@@ -107,6 +130,8 @@ class SparsityAllocationHook(Hook):
             self._record(runner, epoch=0, scores=None)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.mode in (None, "fixed"):
+            return
         done = runner.iter + 1
         if done % self.period == 0 and done < runner.max_iters:
             self.reallocate(runner, done // self.period)
@@ -117,7 +142,7 @@ class SparsityAllocationHook(Hook):
         self._handles = []
 
     def after_run(self, runner) -> None:
-        if self.tracker is not None and self.reallocations == 0:
+        if self.mode not in (None, "fixed") and self.reallocations == 0:
             message = (
                 f"the run of {runner.max_iters} iterations ended without a single reallocation: "
                 f"one takes place every {self.period} iterations. Its sparsities are the initial "
@@ -139,13 +164,17 @@ class SparsityAllocationHook(Hook):
             self.final_epochs,
         )
         scores = self.tracker.scores()
+        self._set_budget(scores if self.mode == "competition" else self.sizes, budget)
+        self.reallocations += 1
+        self._record(runner, epoch, scores)
+
+    def _set_budget(self, scores: list[float], budget: int) -> None:
+        """Share a budget among the matrices in proportion to their scores."""
         shares = allocate_budget(scores, self.sizes, budget, self.min_density)
         shares = torch.as_tensor(shares, device=self.adapters[0].sparsity.device)
         broadcast(shares)  # ranks see the same gradients, but must not differ by a rounding
         for adapter, count in zip(self.adapters, shares.tolist(), strict=True):
             adapter.set_num_nonzero(count)
-        self.reallocations += 1
-        self._record(runner, epoch, scores)
 
     def _check_schedule(self, runner) -> None:
         if self.total_epochs > 1 or self.warmup_epochs:
@@ -224,6 +253,12 @@ class SparsityAllocationHook(Hook):
             }
             with open(Path(runner.work_dir) / HISTORY, "a") as history:
                 history.write(json.dumps(line) + "\n")
+
+
+def _method_of(model) -> Method:
+    """The method of the SnellaBackbone within a model; SNELLA for other models."""
+    found = (getattr(module, "method", None) for module in model.modules())
+    return next((m for m in found if isinstance(m, Method)), METHODS["snella"])
 
 
 def iterations_per_epoch(runner) -> int:

@@ -11,6 +11,8 @@ from ..functional import KERNELS, SPARSIFIERS, Bracket, DeltaRule
 class SnellaAdapter(nn.Module):
     """Sparse nonlinear low-rank adaptation of one matrix (SNELLA, arXiv 2510.24037).
 
+    With ``kernel='linear'`` and ``sparsifier='none'`` it is LoRA: Q starts at zero then.
+
     Two factor tensors P (``in_factors``) and Q (``out_factors``) are merged by a kernel into a
     dense weight change K of the matrix's shape; only the largest ``1 - sparsity`` of its entries
     take part:
@@ -25,11 +27,12 @@ class SnellaAdapter(nn.Module):
         out_features: rows of the matrix.
         rank: r, over all heads; divisible by ``heads``.
         heads: H, number of distances with alternating sign.
-        kernel: ``'mixed'`` (SNELLA) or ``'distance'`` (SNELL).
-        sparsifier: ``'weighted'``, ``'soft'`` or ``'hard'``, see
+        kernel: ``'mixed'`` (SNELLA), ``'distance'`` (SNELL) or ``'linear'`` (LoRA).
+        sparsifier: ``'weighted'``, ``'soft'``, ``'hard'`` or ``'none'``, see
             :func:`snella_seg.functional.sparsify`.
         initial_sparsity: share of weights left out at the start, in [0, 1).
-        scale: weight of each head in the distance kernel, positive.
+        scale: weight of each head in the distance kernel, or lora_alpha / r of the linear one;
+            positive.
         dropout: probability with which an input of the delta's product is left out in training;
             the published runs use 0.1. Costs a second product per layer.
         drop_path: probability with which an entry of the first dimension (an image; in Swin's
@@ -68,6 +71,10 @@ class SnellaAdapter(nn.Module):
             )
         if not 0.0 <= initial_sparsity < 1.0:
             raise ValueError(f"initial_sparsity must lie in [0, 1), got {initial_sparsity}")
+        if sparsifier == "none" and initial_sparsity:
+            raise ValueError(
+                f"sparsifier 'none' keeps all weights, got initial_sparsity {initial_sparsity}"
+            )
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number, got {scale}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):
@@ -87,9 +94,15 @@ class SnellaAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the factors uniformly in +-1/sqrt(features * r/H); scalars start as published."""
-        for factors in (self.in_factors, self.out_factors):
+        """Draw the factors uniformly in +-1/sqrt(features * r/H); scalars start as published.
+
+        As LoRA: P in +-1/sqrt(features), Q zero.
+        """
+        for factors in self.factors:
             nn.init.kaiming_uniform_(factors, a=math.sqrt(5))
+        if (self.rule.kernel, self.rule.sparsifier) == ("linear", "none"):
+            nn.init.uniform_(self.in_factors, -(self.in_features**-0.5), self.in_features**-0.5)
+            nn.init.zeros_(self.out_factors)
         for name, value in KERNELS[self.rule.kernel][1].items():
             nn.init.constant_(getattr(self, name), value)
 
@@ -124,6 +137,8 @@ class SnellaAdapter(nn.Module):
         """Let ``count`` of the weights take part, 0 <= count <= size."""
         if not 0 <= count <= self.size:
             raise ValueError(f"count must lie in [0, {self.size}], got {count}")
+        if self.rule.sparsifier == "none" and count < self.size:
+            raise ValueError(f"sparsifier 'none' keeps all {self.size} weights, got count {count}")
         self.sparsity.fill_(1.0 - count / self.size)
 
     def delta_weight(self) -> Tensor:

@@ -21,6 +21,7 @@ from ..header import (
 )
 from ..inject import adapters_disabled, add_adapters, freeze_base, is_adapter_key
 from ..layers import disable_recompute, enable_recompute
+from ..methods import get_method
 from .attention import fuse_attention, restore_attention
 
 
@@ -35,6 +36,9 @@ class SnellaBackbone(BaseModule):
     Args:
         backbone: config of a stock backbone, required: mmseg's VisionTransformer or
             SwinTransformer, or TIMMBackbone around a timm ViT or Swin.
+        method: what is tuned, a name in :data:`snella_seg.methods.METHODS`: ``'snella'``, its
+            ablations, or what it is compared with (``'lora'``, ``'full'``, ``'frozen'`` ...). Its
+            settings go before ``adapter``, ``targets`` and ``trainable``.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
         targets: ``'auto'`` (q, k, v, attention projection and both MLP layers of every block) or
@@ -58,6 +62,7 @@ class SnellaBackbone(BaseModule):
             ``dict(type='Pretrained', checkpoint=...)``. None keeps the one in ``backbone``.
 
     Attributes:
+        method: the :class:`snella_seg.methods.Method`.
         inner_config: the stock backbone's config, as JSON has it.
         trained_base: names of the base parameters that are trained.
         base_source: the file that the base came from, or None where it is not known; only a base
@@ -74,6 +79,7 @@ class SnellaBackbone(BaseModule):
     def __init__(
         self,
         backbone: dict | None = None,
+        method: str = "snella",
         adapter: dict | None = None,
         targets: str | Sequence[str] = "auto",
         trainable: str | Sequence[str] = "auto",
@@ -92,6 +98,10 @@ class SnellaBackbone(BaseModule):
                 "backbone: wrap a config with backbone=dict(_delete_=True, "
                 "type='SnellaBackbone', backbone={{_base_.model.backbone}})"
             )
+        self.method = get_method(method)
+        adapter = {**(adapter or {}), **self.method.adapter}
+        targets = targets if self.method.targets is None else self.method.targets
+        trainable = trainable if self.method.trainable is None else self.method.trainable
         config = _inner_config(backbone, pretrained, init_cfg, base_checkpoint)
         self.inner_config = plain_config(config)
         self.backbone = MODELS.build(config)
