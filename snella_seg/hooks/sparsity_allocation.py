@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..churn import ChurnTracker
 from ..functional import allocate_budget, budget_schedule
 from ..methods import ALLOCATIONS, METHODS, Method
 from ..summary import sparsity_by_kind, summarize
@@ -35,7 +36,9 @@ class SparsityAllocationHook(Hook):
 
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
-    dir, and a scalar (``snella/budget``, ``snella/sparsity_<kind>``) for the visualizer.
+    dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
+    visualizer. Churn is the share of the weights in force that changed hands since the last
+    allocation: of those that entered and those that left a matrix, the lesser number.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
@@ -50,8 +53,8 @@ class SparsityAllocationHook(Hook):
         beta1, beta2: decay rates of importance and uncertainty.
         allocation: ``'competition'``, ``'uniform'`` (the budget is scheduled, but every matrix is
             as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the
-            first iteration on). None for what the backbone's ``method`` asks for, which may be
-            nothing at all.
+            first iteration on). None for what the backbone's ``method`` asks for. A method that
+            asks for something else than competition has its way.
 
     Raises:
         ValueError: on options out of range, a model without adapters, or a run shorter than
@@ -99,7 +102,9 @@ class SparsityAllocationHook(Hook):
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         method = _method_of(model)
-        self.mode = self.allocation or method.allocation
+        self.mode = method.allocation
+        if self.mode == "competition" and self.allocation is not None:
+            self.mode = self.allocation
         if self.mode is None:
             self.tracker = None
             runner.logger.info(f"{method.label}: there is no sparsity to allocate")
@@ -108,6 +113,7 @@ class SparsityAllocationHook(Hook):
         if method.importance is not None:
             options["importance"] = method.importance
         self.tracker = ImportanceTracker(model, **options)
+        self.churn = ChurnTracker(self.tracker.adapters)
         self.adapters = list(self.tracker.adapters.values())
         self.sizes = [adapter.size for adapter in self.adapters]
         self.period = self.interval or iterations_per_epoch(runner)
@@ -212,6 +218,7 @@ class SparsityAllocationHook(Hook):
                 "tracker": self.tracker.state_dict(),
                 "initial_budget": self.initial_budget,
                 "reallocations": self.reallocations,
+                "masks": self.churn.state_dict(),
             }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -224,6 +231,7 @@ class SparsityAllocationHook(Hook):
             )
             return
         self.tracker.load_state_dict(self._loaded["tracker"])
+        self.churn.load_state_dict(self._loaded.get("masks", {}))
         self.initial_budget = self._loaded["initial_budget"]
         self.reallocations = self._loaded["reallocations"]
 
@@ -234,6 +242,10 @@ class SparsityAllocationHook(Hook):
         step = 0 if epoch == 0 else runner.iter + 1
         scalars = {"snella/budget": sum(counts)}
         scalars.update({f"snella/sparsity_{kind}": value for kind, value in kinds.items()})
+        seen = self.churn.look()
+        if seen["entered"] is not None:
+            changed = sum(min(seen["entered"][n], seen["left"][n]) for n in seen["left"])
+            scalars["snella/churn"] = changed / max(1, sum(counts))
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=step)
         runner.logger.info(
@@ -250,6 +262,7 @@ class SparsityAllocationHook(Hook):
                 "nonzero": dict(zip(names, counts, strict=True)),
                 "sparsity": {n: a.current_sparsity() for n, a in self.tracker.adapters.items()},
                 "score": None if scores is None else dict(zip(names, scores, strict=True)),
+                **seen,
             }
             with open(Path(runner.work_dir) / HISTORY, "a") as history:
                 history.write(json.dumps(line) + "\n")
