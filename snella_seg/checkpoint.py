@@ -5,6 +5,7 @@ at all. Anything else is an error that lists what is missing or does not fit.
 """
 
 import pickle
+from typing import NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -137,6 +138,47 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
         prefix: how the backbone's names begin in it.
         source: what to call it in messages.
     """
+    fit, kind = fit_base(backbone, state, prefix), type(backbone).__name__
+    if fit.missing:
+        raise CheckpointError(
+            f"incomplete load of the frozen {kind} from {source}: {len(fit.missing)} of "
+            f"{fit.expected} weights are missing: {some(fit.missing)}. Give a checkpoint that has "
+            f"them, or list them in trainable=[...] if they are to be trained from scratch"
+        )
+    if fit.misshapen:
+        raise CheckpointError(
+            f"weights of {source} do not fit this {kind}: {some(fit.misshapen)}. "
+            "Use the checkpoint of this architecture"
+        )
+    if fit.fresh:
+        print_log(f"Not in {source}, trained from scratch: {some(fit.fresh)}", "current")
+    if fit.unused:
+        bias = "patch_embed.projection.bias" in fit.unused
+        print_log(
+            f"{source} holds {len(fit.unused)} weights that this {kind} has no place for: "
+            f"{some(fit.unused)}" + (" (patch_bias=True takes it in)" if bias else ""),
+            logger="current",
+            level=30,
+        )
+
+
+class BaseFit(NamedTuple):
+    """How a file's weights fit a base: numbers and names, as the backbone has them.
+
+    ``expected`` weights are in the backbone; ``missing`` are frozen ones that the file lacks,
+    ``fresh`` trained ones, ``misshapen`` have other shapes there ('name shape instead of shape'),
+    ``unused`` are in the file only.
+    """
+
+    expected: int
+    missing: list[str]
+    misshapen: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+
+def fit_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str = "") -> BaseFit:
+    """Hold a state against a backbone's own weights. Arguments as of :func:`check_base`."""
     trained = {n for n, p in backbone.named_parameters() if p.requires_grad}
     missing, misshapen, fresh = [], [], []
     expected = {k: v for k, v in backbone.state_dict().items() if not is_adapter_key(k)}
@@ -149,34 +191,27 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
             fresh.append(name)
         elif found is None and value.is_floating_point():
             missing.append(name)
-    kind = type(backbone).__name__
-    if missing:
-        raise CheckpointError(
-            f"incomplete load of the frozen {kind} from {source}: {len(missing)} of "
-            f"{len(expected)} weights are missing: {some(missing)}. Give a checkpoint that has "
-            f"them, or list them in trainable=[...] if they are to be trained from scratch"
-        )
-    if misshapen:
-        raise CheckpointError(
-            f"weights of {source} do not fit this {kind}: {some(misshapen)}. "
-            "Use the checkpoint of this architecture"
-        )
-    if fresh:
-        print_log(f"Not in {source}, trained from scratch: {some(fresh)}", "current")
     unused = [
         k.removeprefix(prefix)
         for k in state
         if k.startswith(prefix) and k.removeprefix(prefix) not in expected
     ]
     unused = [k for k in unused if not k.startswith(_CLASSIFIER) and not is_adapter_key(k)]
-    if unused:
-        hint = " (patch_bias=True takes it in)" if "patch_embed.projection.bias" in unused else ""
-        print_log(
-            f"{source} holds {len(unused)} weights that this {kind} has no place for: "
-            f"{some(unused)}{hint}",
-            logger="current",
-            level=30,
-        )
+    return BaseFit(len(expected), missing, misshapen, fresh, unused)
+
+
+def fit_base_file(backbone: nn.Module) -> BaseFit | None:
+    """Hold the file that a stock backbone's ``init_cfg`` names against its weights.
+
+    Weights that the stock loader resizes count as misshapen here. None where no file is named.
+
+    Raises:
+        FileNotFoundError, CheckpointError: when the file cannot be read.
+    """
+    source = backbone.init_cfg.get("checkpoint") if isinstance(backbone.init_cfg, dict) else None
+    if source is None:
+        return None
+    return fit_base(backbone, _base_state(_read(source), backbone))
 
 
 def check_adapters(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -> None:

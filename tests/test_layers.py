@@ -64,7 +64,7 @@ MASK = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
 PADDING = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
 
 
-@pytest.mark.parametrize("kernel", ["mixed", "distance"])
+@pytest.mark.parametrize("kernel", ["mixed", "distance", "linear"])
 @pytest.mark.parametrize("mode", ["train", "eval", "eval without gradients"])
 def test_equals_the_stock_layer_with_merged_weights(kernel, mode):
     _, block, _ = adapted(kernel=kernel, initial_sparsity=0.3)

@@ -1,6 +1,7 @@
 """Compare ways of tuning a backbone: ``python tools/compare.py CONFIG --methods lora snella``."""
 
 import argparse
+import sys
 
 try:
     from snella_seg import _require  # noqa: F401
@@ -19,7 +20,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config of a SnellaBackbone")
     parser.add_argument(
-        "--methods", nargs="+", default=PUBLISHED, help=f"default: {' '.join(PUBLISHED)}"
+        "--methods",
+        nargs="+",
+        default=PUBLISHED,
+        metavar="METHOD[:OPTION=VALUE,...]",
+        help=f"such as snella:scale=0.3,rank=8; default: {' '.join(PUBLISHED)}",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method (3)")
     parser.add_argument(
@@ -67,6 +72,7 @@ def parse_args() -> argparse.Namespace:
 @runtime.plain_errors
 def main() -> None:
     args = vars(parse_args())
+    args["command"] = " ".join(["python", "tools/compare.py", *sys.argv[1:]])
     cfg = runtime.load_config(args["config"], args.pop("cfg_options"))
     compare(cfg, **args)
 

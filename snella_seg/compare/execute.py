@@ -17,7 +17,8 @@ from ..files import write_text
 from .plan import Run
 from .results import RESULT, RunFailed, read_run
 
-_CONFIG = "run_config.py"
+#: In a run's folder; the training writes what it makes of it, by the same name, one level up.
+_CONFIG = "config/run_config.py"
 
 
 def execute(

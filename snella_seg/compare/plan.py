@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
+from .variant import Variant
+
 #: Contiguous stretches of the training images, each of which gives its end to the held-out part.
 STRETCHES = 5
 #: Keys of ``custom_keys`` that hold for the backbone.
@@ -19,7 +21,8 @@ class Run:
     """One training.
 
     Args:
-        method: a name in :data:`snella_seg.methods.METHODS`.
+        method: a name in :data:`snella_seg.methods.METHODS`, maybe with options, see
+            :class:`snella_seg.compare.variant.Variant`.
         lr: learning rate of what is trained in the backbone; None for that of the config.
         head_lr: learning rate of all else; None for that of the config.
         seed: of weights, data order and augmentation.
@@ -36,7 +39,8 @@ class Run:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        parts = ["search" if self.search else "run", self.method]
+        method = self.method.replace(":", "_").replace("=", "").replace(",", "_")
+        parts = ["search" if self.search else "run", method]
         for what, value in (("lr", self.lr), ("heads", self.head_lr)):
             parts += [] if value is None else [f"{what}{value:g}"]
         return "-".join([*parts, f"seed{self.seed}"])
@@ -66,7 +70,7 @@ def run_config(base: Config, run: Run, holdout: float = 0.2, iters: int | None =
             "only configs whose model.backbone is a SnellaBackbone can be compared, got "
             f"{cfg.model.backbone.get('type')}; see 'Wrap a config of your own' in the README"
         )
-    cfg.model.backbone.method = run.method
+    Variant.parse(run.method).apply(cfg)
     set_learning_rates(cfg, run.lr, run.head_lr)
     cfg.randomness = {**cfg.get("randomness", {}), "seed": run.seed}
     if iters is not None:

@@ -9,10 +9,12 @@ from mmengine.registry import init_default_scope
 
 from .. import register  # noqa: F401
 from ..files import write_text
-from ..methods import get_method
 from ..runtime import check_datasets, fit_to_machine
+from .cost import measure_costs
 from .execute import execute
 from .plan import Run, run_config
+from .report import environment, write_report
+from .variant import Variant
 
 STUDY = "study.json"
 
@@ -35,6 +37,7 @@ def compare(
     jobs: int = 1,
     work_dir: str | None = None,
     cost_rounds: int = 3,
+    command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train a config by several methods, with several seeds, and report on them.
@@ -46,14 +49,16 @@ def compare(
     Args:
         cfg: a config whose backbone is a SnellaBackbone.
         config: its path, for the report.
-        methods: names in :data:`snella_seg.methods.METHODS`.
+        methods: names in :data:`snella_seg.methods.METHODS`, maybe with options, as in
+            ``snella:scale=0.3`` (:class:`snella_seg.compare.variant.Variant`).
         seeds: runs of each method, with seeds from 0.
         lrs, head_lrs, lr, holdout: see above.
         iters: length of a run; None for that of the config.
         search_iters: length of the runs that judge learning rates; None for ``iters``.
         jobs: trainings side by side.
         work_dir: where all is kept; a comparison that was cut off goes on there.
-        cost_rounds: how often time and memory of each method are measured.
+        cost_rounds: how often time and memory of each method are measured; 0 for not at all.
+        command: by which it was called, for the report.
         say: takes lines of progress.
 
     Returns:
@@ -65,14 +70,26 @@ def compare(
     """
     methods, lr = list(dict.fromkeys(methods)), dict(lr or {})
     for method in (*methods, *lr):
-        get_method(method)
+        Variant.parse(method)
     if seeds < 1 or jobs < 1:
         raise ValueError(f"seeds and jobs must be positive, got {seeds} and {jobs}")
     init_default_scope(cfg.get("default_scope", "mmseg"))
     fit_to_machine(cfg, "none")
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     folder = Path(work_dir or Path("work_dirs") / f"compare_{Path(config).stem}")
-    study = {"config": str(config), "seeds": seeds, "search": [], "runs": []}
+    study = {
+        "config": str(config),
+        "command": command,
+        "environment": environment(),
+        "seeds": seeds,
+        "holdout": holdout,
+        "schedule": _schedule(cfg, iters),
+        "search_schedule": _schedule(cfg, search_iters or iters),
+        "search": [],
+        "runs": [],
+        "costs": {},
+        "cost_rounds": cost_rounds,
+    }
 
     def train(runs: list[Run]) -> dict[Run, dict]:
         length = {True: search_iters or iters, False: iters}
@@ -104,13 +121,24 @@ def compare(
             say(f"{method}: {lr[method]:g}")
     runs = [Run(m, lr.get(m), head_lr, seed) for seed in range(seeds) for m in methods]
     study["runs"] = [_row(run, result) for run, result in train(runs).items()]
+    if cost_rounds:
+        configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
+        study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)
     write_text(folder / STUDY, json.dumps(study, indent=1))
+    say(f"report: {write_report(study, folder)}")
     failed = [row for row in study["search"] + study["runs"] if "error" in row]
     if failed:
         raise ComparisonFailed(
             f"{len(failed)} runs failed, the first: {failed[0]['folder']}: {failed[0]['error']}"
         )
     return study
+
+
+def _schedule(cfg: Config, length: int | None) -> str:
+    """How long a run is, for the report."""
+    key = "max_iters" if "max_iters" in cfg.train_cfg else "max_epochs"
+    unit = "iterations" if key == "max_iters" else "epochs"
+    return f"{length or cfg.train_cfg[key]} {unit} of {cfg.train_dataloader.batch_size} images"
 
 
 def _row(run: Run, result: dict) -> dict:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from snella_seg.functional import distance_kernel, mixed_kernel
+from snella_seg.functional import distance_kernel, linear_kernel, mixed_kernel
 
 
 def factors(heads=2, in_features=5, out_features=7, columns=3, seed=0):
@@ -37,6 +37,15 @@ def test_mixed_adds_a_softmax_over_outputs():
     torch.testing.assert_close(mixed_kernel(p, q, 0.7, 1.3, -0.2), expected)
     columns = mixed_kernel(p, q, 1.0, 1.0, 0.0) - d
     torch.testing.assert_close(columns.sum(0), torch.ones(5, dtype=torch.float64))
+
+
+def test_linear_is_the_written_formula():
+    p, q = factors(heads=3)
+    written = torch.zeros(q.shape[1], p.shape[1], dtype=p.dtype)
+    for o in range(q.shape[1]):
+        for i in range(p.shape[1]):
+            written[o, i] = 0.7 * sum(q[h, o] @ p[h, i] for h in range(len(p)))
+    torch.testing.assert_close(linear_kernel(p, q, 0.7), written)
 
 
 def test_gradcheck():

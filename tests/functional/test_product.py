@@ -52,7 +52,7 @@ def problem(dtype=torch.float64, requires_grad=True):
     return x.requires_grad_(requires_grad), weight, bias
 
 
-@pytest.mark.parametrize("kernel", ["mixed", "distance"])
+@pytest.mark.parametrize("kernel", ["mixed", "distance", "linear"])
 @pytest.mark.parametrize("rows", [((0, 12),), ((0, 4), (4, 8), (8, 12)), ((4, 8),)])
 def test_agrees_with_plain_autograd(kernel, rows):
     x, weight, bias = problem()

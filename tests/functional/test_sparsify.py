@@ -43,6 +43,13 @@ def test_the_three_forms():
     torch.testing.assert_close(sparsify(DELTA, 0.5, "soft"), DELTA * (DELTA.abs() - 3.5) * kept)
 
 
+def test_none_keeps_all_and_takes_no_sparsity():
+    delta = torch.tensor([[0.0, -1.0], [2.0, 2.0]])
+    assert torch.equal(sparsify(delta, 0.0, "none"), delta)
+    with pytest.raises(ValueError, match="'none' keeps all weights, got sparsity 0.5"):
+        sparsify(delta, 0.5, "none")
+
+
 @pytest.mark.parametrize("mode", ["weighted", "soft", "hard"])
 def test_the_factor_is_constant_in_the_gradient(mode):
     delta = DELTA.clone().requires_grad_()

@@ -6,7 +6,11 @@ import torch
 from snella_seg.functional import Bracket, DeltaRule, mixed_kernel, quantile_threshold, tiled
 from snella_seg.functional.threshold import ThresholdSearch
 
-RULES = [DeltaRule(k, s) for k in ("mixed", "distance") for s in ("weighted", "soft", "hard")]
+RULES = [
+    DeltaRule(kernel, sparsifier)
+    for kernel in ("mixed", "distance", "linear")
+    for sparsifier in ("weighted", "soft", "hard", "none")
+]
 
 
 def params_of(outs, ins, heads=2, columns=4, kernel="mixed", dtype=torch.float64, seed=0):
@@ -22,7 +26,7 @@ def tiled_delta(params, rule, sparsity, grad, **options):
     outs, ins = params[1].shape[1], params[0].shape[1]
     out = torch.empty(outs, ins, dtype=params[0].dtype)
     threshold, active = tiled.make_delta(params, rule, sparsity, Bracket(), out, **options)
-    matrix = tiled.TiledDelta(params, rule)
+    matrix = tiled.tiled_delta(params, rule)
     parts = tiled.column_tiles(outs, ins) if active is None else [active]
     for columns in parts:
         tile = matrix.tile(columns)
@@ -53,7 +57,7 @@ def test_agrees_with_the_plain_rule(rule, heads, columns, sparsity, tile_size):
     expected, expected_threshold, expected_grads = plain_delta(params, rule, sparsity, grad)
     torch.testing.assert_close(threshold, expected_threshold)
     torch.testing.assert_close(delta, expected)
-    assert (active is None) == (sparsity < 0.9)
+    assert (active is None) == (sparsity < 0.9 or rule.sparsifier == "none")
     for found, right in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(found, right)
 

@@ -1,0 +1,182 @@
+"""What would let a training silently end otherwise than its config says."""
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+
+from ..checkpoint import some
+from ..hooks import SparsityAllocationHook
+from ..inject import is_adapter_key
+from ..models import SnellaBackbone
+from .probe import ProbeHook
+from .report import Report, size
+
+
+def find_wrapper(model: nn.Module) -> SnellaBackbone | None:
+    """The SnellaBackbone of a model, or None."""
+    return next((m for m in model.modules() if isinstance(m, SnellaBackbone)), None)
+
+
+def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None) -> list[str]:
+    """All that would silently go wrong; see :func:`snella_seg.preflight.preflight`."""
+    found = [
+        *_base(report, runner, cfg),
+        *_allocation(report, runner),
+        *_classes(runner, hook),
+        *_schedule(runner, cfg),
+    ]
+    if report.disk_bytes and report.disk_bytes > report.disk_free_bytes:
+        found.append(
+            f"checkpoints need {size(report.disk_bytes)}, {size(report.disk_free_bytes)} are free: "
+            "keep fewer (default_hooks.checkpoint.max_keep_ckpts) or use another --work-dir"
+        )
+    if hook is not None:
+        found += _probe(hook)
+    return found
+
+
+def warnings(report: Report, runner: Runner, hook: ProbeHook | None) -> list[str]:
+    """What is worth a look, though it may be meant so."""
+    found = []
+    groups = runner.optim_wrapper.param_groups if hook is not None else []
+    names = {id(p): n for n, p in runner.model.named_parameters()}
+    rates = {True: set(), False: set()}
+    for group in groups:
+        for parameter in group["params"]:
+            is_factor = is_adapter_key(names.get(id(parameter), ""))
+            rates[is_factor].add(group.get("initial_lr", group["lr"]))
+    if rates[True] and rates[True] == rates[False]:
+        found.append(
+            f"adapters and heads learn at the same rate, {next(iter(rates[True])):g}; what suits "
+            "one seldom suits the other (paramwise_cfg.custom_keys.adapters.lr_mult)"
+        )
+    wait, step = report.data_seconds, report.seconds_per_iteration
+    if wait and step and wait > 0.2 * step:
+        found.append(
+            f"{wait / step:.0%} of an iteration is spent waiting for data: more num_workers in "
+            "train_dataloader"
+        )
+    return found
+
+
+def _base(report: Report, runner: Runner, cfg: Config) -> list[str]:
+    wrapper = find_wrapper(runner.model)
+    if wrapper is None:
+        return ["model.backbone is no SnellaBackbone: nothing of it is adapted or frozen"]
+    if cfg.get("load_from"):
+        return []
+    if wrapper.base_source is None and wrapper.named_source is None:
+        return [
+            "the base has no pretrained weights, so frozen random weights would be adapted: set "
+            "model.backbone.base_checkpoint, or the inner backbone's init_cfg"
+        ]
+    if "trained from scratch" in report.base and wrapper.method.trainable == ("*",):
+        return [f"full fine-tuning would begin with random weights: {report.base}"]
+    return []
+
+
+def _allocation(report: Report, runner: Runner) -> list[str]:
+    hooks = [h for h in runner.hooks if isinstance(h, SparsityAllocationHook)]
+    wrapper = find_wrapper(runner.model)
+    wanted = wrapper is not None and wrapper.method.allocation is not None
+    if wanted and report.weights and not hooks:
+        return [
+            "custom_hooks holds no SparsityAllocationHook: sparsities stay as they begin, matrices "
+            "do not compete"
+        ]
+    if len(hooks) > 1:
+        return [f"custom_hooks holds {len(hooks)} SparsityAllocationHooks; one is right"]
+    if not hooks or hooks[0].mode in (None, "fixed"):
+        return []
+    found = []
+    if len(report.allocations) < 2:
+        found.append(
+            f"no reallocation would take place: one is due every {hooks[0].period} iterations, the "
+            f"run has {report.iterations}. Train longer or set interval of SparsityAllocationHook"
+        )
+    if report.nonzero_end > report.nonzero:
+        found.append(
+            f"the budget grows, from {report.nonzero:,} to {report.nonzero_end:,} weights: "
+            "target_sparsity of SparsityAllocationHook is below initial_sparsity of the adapters"
+        )
+    return found
+
+
+def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
+    found = []
+    classes = runner.train_dataloader.dataset.metainfo.get("classes") if hook is not None else None
+    for name in ("decode_head", "auxiliary_head"):
+        head = getattr(runner.model, name, None)
+        for one in head if isinstance(head, nn.ModuleList) else [head] if head else []:
+            count = getattr(one, "num_classes", None)
+            if classes and count and count != len(classes):
+                found.append(
+                    f"{name} has {count} classes, the training set names {len(classes)}: set "
+                    f"model.{name}.num_classes"
+                )
+            if hook is not None and count and hasattr(one, "ignore_index"):
+                wrong = sorted(v for v in hook.labels if v >= count and v != one.ignore_index)
+                if wrong:
+                    found.append(
+                        f"label maps hold {some(list(map(str, wrong)))}, {name} knows 0 to "
+                        f"{count - 1} and ignores {one.ignore_index}: see reduce_zero_label and "
+                        "the dataset's label values"
+                    )
+    loops = (runner._train_loop, runner._val_loop)
+    datasets = [getattr(getattr(x, "dataloader", None), "dataset", None) for x in loops]
+    reduces = [getattr(d, "reduce_zero_label", None) for d in datasets]
+    if None not in reduces and reduces[0] != reduces[1]:
+        found.append(
+            f"reduce_zero_label is {reduces[0]} in training and {reduces[1]} in validation: "
+            "labels are shifted against each other"
+        )
+    return found
+
+
+def _schedule(runner: Runner, cfg: Config) -> list[str]:
+    found = []
+    interval = cfg.train_cfg.get("val_interval", 1)
+    length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.get("max_epochs")
+    if runner._val_loop is None:
+        found.append("there is no validation: set val_dataloader, val_cfg and val_evaluator")
+    elif interval > length:
+        found.append(f"train_cfg.val_interval {interval} is beyond the run's end at {length}")
+    checkpoint = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+    by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+    if checkpoint is None:
+        found.append("no checkpoint would be written: default_hooks.checkpoint is missing")
+    elif checkpoint.by_epoch and not by_epoch:
+        found.append(
+            "no checkpoint would be written: default_hooks.checkpoint counts epochs in a loop of "
+            "iterations; set by_epoch=False"
+        )
+    elif not checkpoint.save_last and checkpoint.interval > length:
+        found.append(f"no checkpoint would be written: interval {checkpoint.interval} of {length}")
+    schedulers = cfg.get("param_scheduler") or []
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        end, counts = scheduler.get("end"), scheduler.get("by_epoch", True)
+        whole = runner.max_epochs if counts else runner.max_iters
+        if scheduler is schedulers[-1] and end and end < whole and not scheduler.get("eta_min", 1):
+            found.append(
+                f"the learning rate is 0 from {end} on, {whole - end} of {whole} steps are lost: "
+                "set end of the last param_scheduler"
+            )
+        elif end and end > 1.05 * whole:
+            found.append(
+                f"{scheduler['type']} ends at {end}, the run at {whole}: the learning rate does "
+                "not come down as planned; set end of param_scheduler"
+            )
+    return found
+
+
+def _probe(hook: ProbeHook) -> list[str]:
+    found = []
+    if any(loss != loss or abs(loss) == float("inf") for loss in hook.losses):
+        found.append(f"the loss is not finite within {len(hook.losses)} iterations: {hook.losses}")
+    dead = [n for n in hook.without_gradient or () if is_adapter_key(n)]
+    if dead:
+        found.append(f"{len(dead)} adapter parameters get no gradient: {some(dead)}")
+    if hook.labels and not any(v < 255 for v in hook.labels):
+        found.append("all labels of the first batches are to be ignored")
+    return found

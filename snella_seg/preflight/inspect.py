@@ -1,0 +1,192 @@
+"""Builds a training as its config says, begins it in a temporary folder, lists what it found."""
+
+import copy
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import nn
+
+from .. import register  # noqa: F401
+from ..checkpoint import fit_base_file, some
+from ..functional import budget_schedule
+from ..hooks.sparsity_allocation import iterations_per_epoch
+from ..inject import adapters_disabled, find_matrices, list_adapters
+from ..summary import summarize
+from . import checks
+from .probe import ProbeHook, average_budget, probe
+from .report import Report
+
+
+def preflight(cfg: Config, iterations: int = 6) -> Report:
+    """Look at the training of a config before it runs.
+
+    The real training is begun, with its data, hooks and optimizer, in a temporary work dir, and
+    let go of after a few iterations: at the initial budget, and at the last one. Nothing is left.
+
+    Args:
+        cfg: fitted to the machine (:func:`snella_seg.runtime.fit_to_machine`); left as it is.
+        iterations: how many are timed at each budget; 0 builds only, and measures nothing.
+
+    Returns:
+        What was found; ``problems`` says what would silently go wrong.
+
+    Raises:
+        Whatever the training itself would raise at its start.
+    """
+    work_dir = cfg.get("work_dir") or "work_dirs"
+    cfg = copy.deepcopy(cfg)
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="preflight") as folder:
+        cfg.work_dir, cfg.log_level, cfg.resume = folder, "CRITICAL", False
+        said = _Warnings()
+        runner = Runner.from_cfg(cfg)
+        logger = MMLogger.get_current_instance()
+        logger.addHandler(said)
+        try:
+            _describe(report, runner, cfg)
+            hook = _measure(report, runner, iterations) if iterations else None
+        finally:
+            logger.removeHandler(said)
+    report.disk_free_bytes = shutil.disk_usage(_existing(Path(work_dir))).free
+    report.problems = checks.problems(report, runner, cfg, hook)
+    report.warnings = checks.warnings(report, runner, hook) + said.lines
+    return report
+
+
+#: Warnings of mmengine that tell of nothing in the training.
+_NOISE = ("deprecated", "prefix is not set in metric")
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is said as a warning, once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = " ".join(record.getMessage().split())
+        if line not in self.lines and not any(noise in line for noise in _NOISE):
+            self.lines.append(line)
+
+
+def _describe(report: Report, runner: Runner, cfg: Config) -> None:
+    """What can be told from the model and the loops, before anything runs."""
+    model = runner.model
+    wrapper = checks.find_wrapper(model)
+    adapters = list_adapters(model)
+    report.method = f"{wrapper.method.label}: {wrapper.method.about}" if wrapper else "none"
+    report.summary = summarize(model)
+    report.base = _base_line(wrapper)
+    if wrapper is not None:
+        adapted = set(list_adapters(wrapper.backbone))
+        matrices = find_matrices(wrapper.backbone)
+        report.unmatched = [m.name for m in matrices if m.name not in adapted]
+    backbone = getattr(model, "backbone", model)
+    report.learnable = _learnable(backbone)
+    report.learnable_heads = _learnable(model) - report.learnable
+    report.weights = sum(adapter.size for adapter in adapters.values())
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    report.iterations = runner.max_iters
+    report.epochs = runner.max_iters / iterations_per_epoch(runner)
+    _plan_checkpoints(report, runner)
+    _plan_validations(report, runner, cfg)
+
+
+def _learnable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _base_line(wrapper) -> str:
+    """How the base gets its weights."""
+    if wrapper is None:
+        return "the backbone is no SnellaBackbone: nothing is known"
+    if wrapper.base_source is not None:
+        return f"loaded when it was built: {wrapper.base_source}"
+    with adapters_disabled(wrapper.backbone):
+        fit = fit_base_file(wrapper.backbone)
+    if fit is None:
+        return "none: no file is named"
+    parts = [f"{fit.expected - len(fit.missing) - len(fit.fresh)} of {fit.expected} tensors found"]
+    for names, what in (
+        (fit.misshapen, "resized"),
+        (fit.missing, "missing"),
+        (fit.fresh, "not in it, trained from scratch"),
+        (fit.unused, "not used"),
+    ):
+        parts += [f"{len(names)} {what} ({some(names, 3)})"] if names else []
+    return f"{wrapper.named_source}: " + "; ".join(parts)
+
+
+def _plan_checkpoints(report: Report, runner: Runner) -> None:
+    """How many checkpoints are there in the end."""
+    hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+    if hook is None:
+        return
+    length = runner.max_epochs if hook.by_epoch else runner.max_iters
+    written = length // hook.interval if hook.interval > 0 else 0
+    written += int(hook.save_last and (hook.interval <= 0 or length % hook.interval > 0))
+    kept = min(written, hook.max_keep_ckpts) if hook.max_keep_ckpts > 0 else written
+    report.checkpoints = kept + (1 if hook.save_best else 0)
+
+
+def _plan_validations(report: Report, runner: Runner, cfg: Config) -> None:
+    """How many validations there are, and of how many images."""
+    if runner._val_loop is None:
+        return
+    runner._val_loop = runner.build_val_loop(runner._val_loop)
+    interval = cfg.train_cfg.get("val_interval", 1)
+    length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.get("max_epochs") or 0
+    report.validations = length // interval
+    report.validation_images = len(runner.val_loop.dataloader.dataset)
+
+
+def _measure(report: Report, runner: Runner, iterations: int) -> ProbeHook:
+    """Begin the training; fill in what it costs and what is allocated when."""
+    hook, found = probe(runner, iterations)
+    for name, value in found.items():
+        setattr(report, name, value)
+    allocator = hook.allocator
+    if allocator is not None and allocator.mode is not None:
+        report.allocations = _allocations(allocator, runner.max_iters)
+    if report.allocations:
+        share = average_budget(report.allocations, report.iterations)
+        start, end = report.seconds_at_start, report.seconds_at_end
+        report.seconds_per_iteration = share * start + (1 - share) * end
+        report.nonzero, report.nonzero_end = (report.allocations[i][2] for i in (0, -1))
+    else:
+        report.seconds_per_iteration = report.seconds_at_start
+        report.nonzero = report.nonzero_end = report.weights
+    return hook
+
+
+def _allocations(allocator, max_iters: int) -> list[tuple[int, int, int]]:
+    """Epoch, iteration and budget of all allocations to come."""
+    if allocator.mode == "fixed":
+        return [(0, 0, allocator.target_budget)]
+    budgets = [(0, 0, allocator.initial_budget)]
+    for epoch in range(1, (max_iters - 1) // allocator.period + 1):
+        budget = budget_schedule(
+            epoch,
+            allocator.total_epochs,
+            allocator.initial_budget,
+            allocator.target_budget,
+            allocator.warmup_epochs,
+            allocator.final_epochs,
+        )
+        budgets.append((epoch, epoch * allocator.period, budget))
+    return budgets
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

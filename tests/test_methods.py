@@ -1,0 +1,174 @@
+"""Methods under one key: what each trains, that LoRA is LoRA, and that all run and come back."""
+
+import copy
+
+import pytest
+import torch
+from helpers import run_tool
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from test_tools import history, same_metrics, scores_of, validations
+from torch import nn
+
+import snella_seg.register  # noqa: F401
+from snella_seg.inject import add_adapters, is_adapter_key, list_adapters
+from snella_seg.layers import SnellaAdapter
+from snella_seg.methods import METHODS
+
+ADAPTING = [name for name, method in METHODS.items() if method.targets != ()]
+
+
+def build(config, **backbone) -> nn.Module:
+    init_default_scope("mmseg")
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(backbone)
+    return MODELS.build(cfg.model)
+
+
+def trained(model) -> set[str]:
+    names = {n for n, p in model.backbone.backbone.named_parameters() if p.requires_grad}
+    return {name for name in names if not is_adapter_key(name)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_what_it_says(method, tiny_config_file):
+    model = build(tiny_config_file, method=method)
+    every = {n for n, _ in model.backbone.backbone.named_parameters() if not is_adapter_key(n)}
+    expected = {
+        "full": every,
+        "frozen": set(),
+        "bitfit": {name for name in every if name.endswith("bias")},
+    }
+    assert trained(model) == expected.get(method, {"cls_token"})
+    assert len(list_adapters(model)) == (12 if method in ADAPTING else 0)
+    assert all(p.requires_grad for p in model.decode_head.parameters())
+
+
+def test_a_methods_settings_go_before_the_configs(tiny_config_file):
+    options = dict(rank=4, kernel="mixed", sparsifier="weighted", initial_sparsity=0.5)
+    model = build(tiny_config_file, method="lora", adapter=options)
+    rules = {(a.rule.kernel, a.rule.sparsifier, a.rank) for a in list_adapters(model).values()}
+    assert rules == {("linear", "none", 4)}
+
+
+def test_an_unknown_method_names_near_ones(tiny_config_file):
+    with pytest.raises(ValueError, match="unknown method 'snela'; choose one of snell"):
+        build(tiny_config_file, method="snela")
+
+
+def lora_layer(scale: float = 0.5) -> nn.Linear:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9)).double().requires_grad_(False)
+    options = dict(rank=4, heads=2, kernel="linear", sparsifier="none", scale=scale)
+    add_adapters(model, options, ["0.*"])
+    return model
+
+
+def test_lora_starts_as_the_stock_layer_and_learns():
+    model = lora_layer()
+    adapter = next(iter(list_adapters(model).values()))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    stock = nn.functional.linear(x, model[0].base_weight, model[0].bias)
+    assert torch.equal(model(x), stock)
+    assert adapter.in_factors.abs().max() <= 6**-0.5 and adapter.in_factors.std() > 0.1
+    model(x).square().sum().backward()
+    assert adapter.out_factors.grad.abs().min() > 0 and not adapter.in_factors.grad.any()
+
+
+def test_lora_is_that_of_peft():
+    """The same outputs and gradients as HF PEFT's LoRA layer with the same A and B."""
+    peft = pytest.importorskip("peft")
+    model = lora_layer(scale=0.5)
+    adapter = next(iter(list_adapters(model).values()))
+    nn.init.normal_(adapter.out_factors)
+    stock = nn.Sequential(nn.Linear(6, 9)).double()
+    stock[0].load_state_dict({"weight": model[0].base_weight, "bias": model[0].bias})
+    config = peft.LoraConfig(r=4, lora_alpha=2, lora_dropout=0.0, target_modules=["0"])
+    theirs = peft.inject_adapter_in_model(config, stock).double()
+    a, b = theirs[0].lora_A["default"].weight, theirs[0].lora_B["default"].weight
+    with torch.no_grad():  # A is (r, in), B (out, r); our heads lie side by side
+        a.copy_(adapter.in_factors.transpose(1, 2).flatten(0, 1))
+        b.copy_(adapter.out_factors.transpose(0, 1).flatten(1))
+    x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    y, expected = model(x), theirs(x)
+    torch.testing.assert_close(y, expected)
+    seed = torch.randn_like(y)
+    grads = torch.autograd.grad(y, (x, *adapter.factors), seed)
+    right = torch.autograd.grad(expected, (x, a, b), seed)
+    torch.testing.assert_close(grads[0], right[0])
+    torch.testing.assert_close(grads[1].transpose(1, 2).flatten(0, 1), right[1])
+    torch.testing.assert_close(grads[2].transpose(0, 1).flatten(1), right[2])
+    delta = theirs[0].get_delta_weight("default")
+    torch.testing.assert_close(adapter.delta_weight(), delta)
+
+
+def test_lora_merges_into_a_stock_layer():
+    model = lora_layer()
+    adapter = next(iter(list_adapters(model).values()))
+    nn.init.normal_(adapter.out_factors)
+    merged = copy.deepcopy(model).eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        weight = merged[0].effective_weight()
+    torch.testing.assert_close(weight, model[0].base_weight + adapter.delta_weight())
+    torch.testing.assert_close(merged(x), model(x))
+
+
+def test_no_sparsity_without_competition():
+    with pytest.raises(ValueError, match="sparsifier 'none' keeps all weights"):
+        SnellaAdapter(4, 4, rank=2, sparsifier="none", initial_sparsity=0.5)
+    with pytest.raises(ValueError, match="sparsifier 'none' keeps all 16 weights, got count 3"):
+        SnellaAdapter(4, 4, rank=2, sparsifier="none").set_num_nonzero(3)
+
+
+@pytest.mark.parametrize("method", ["full", "frozen", "bitfit", "lora", "snell"])
+def test_each_baseline_trains_and_tests_by_the_tools(method, tool, tiny_config_file, tmp_path):
+    key = f"model.backbone.method={method}"
+    slim = "default_hooks.checkpoint.type=SnellaCheckpointHook"
+    options = ("--cfg-options", key, slim)
+    assert tool("train", tiny_config_file, "--work-dir", tmp_path / "run", *options).code == 0
+    checkpoint = tmp_path / "run" / "iter_8.pth"
+    test = ("test", tiny_config_file, checkpoint, "--work-dir", tmp_path / "test", *options[:2])
+    assert tool(*test).code == 0
+    assert same_metrics(scores_of(tmp_path / "test"), validations(tmp_path / "run")[-1])
+    written = (tmp_path / "run" / "sparsity_history.jsonl").is_file()
+    assert written == (method == "snell")
+
+
+def test_snell_has_its_sparsity_from_the_start(tool, tiny_config_file, tmp_path):
+    key = "model.backbone.method=snell"
+    done = tool("train", tiny_config_file, "--work-dir", tmp_path, "--cfg-options", key)
+    assert done.code == 0
+    lines = history(tmp_path)
+    assert [line["epoch"] for line in lines] == [0]
+    assert set(lines[0]["sparsity"].values()) == {0.5}
+    saved = torch.load(tmp_path / "iter_8.pth", weights_only=False)["state_dict"]
+    values = {v.item() for n, v in saved.items() if n.endswith(".sparsity")}
+    assert values == {0.5}
+
+
+def test_without_layer_competition_all_are_as_dense(tool, tiny_config_file, tmp_path):
+    densities = {}
+    for method in ("snella", "snella_uniform"):
+        key = f"model.backbone.method={method}"
+        work_dir = tmp_path / method
+        done = tool("train", tiny_config_file, "--work-dir", work_dir, "--cfg-options", key)
+        assert done.code == 0
+        densities[method] = history(work_dir)
+    budgets = [[line["budget"] for line in lines] for lines in densities.values()]
+    assert budgets[0] == budgets[1]
+    for line in densities["snella_uniform"]:
+        values = line["sparsity"].values()
+        assert max(values) - min(values) < 1e-3
+    last = densities["snella"][-1]["sparsity"].values()
+    assert max(last) - min(last) > 0.05
+
+
+@pytest.mark.parametrize("name", ["magnitude", "frobenius"])
+def test_matrices_compete_by_the_methods_importance(name, tiny_config_file, tmp_path):
+    key = f"model.backbone.method=snella_{name}"
+    options = ("--work-dir", tmp_path, "--cfg-options", key)
+    assert run_tool("train", tiny_config_file, *options) == 0
+    saved = torch.load(tmp_path / "iter_8.pth", weights_only=False)
+    assert saved["snella"]["tracker"]["importance"] == name
