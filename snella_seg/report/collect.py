@@ -72,7 +72,7 @@ def collect(work_dir: Path, cfg: Config | None, checkpoint: str | Path | None) -
         about.append(("target sparsity", f"{schedule.target_sparsity:g}"))
         if wrong := np.count_nonzero(schedule.off(history)):
             budgets = "1 budget is" if wrong == 1 else f"{wrong} budgets are"
-            notes.append(f"{budgets} off the schedule: the config is not the one that ran.")
+            notes.append(f"{budgets} off the schedule of the config.")
     if deltas is not None:
         when = _when(deltas, history)
         about.append(("deltas of", f"{Path(found).name}, {when}"))
@@ -117,16 +117,15 @@ def _deltas(
 ) -> Deltas | None:
     """Deltas of a checkpoint, in the order of the history.
 
-    A checkpoint that was not asked for and cannot be loaded becomes a note.
+    A checkpoint that was not asked for and cannot be used becomes a note.
     """
     try:
-        model = runtime.build_segmentor(cfg, checkpoint)
-    except (FileNotFoundError, CheckpointError) as error:
+        deltas = measure_deltas(runtime.build_segmentor(cfg, checkpoint))
+    except (FileNotFoundError, CheckpointError, ValueError) as error:
         if given:
             raise
-        notes.append(f"{Path(checkpoint).name} cannot be loaded: {error}. Give --checkpoint.")
+        notes.append(f"{Path(checkpoint).name} does not tell the final deltas: {error}.")
         return None
-    deltas = measure_deltas(model)
     if deltas.names != history.names:
         odd = sorted(set(deltas.names) ^ set(history.names))[:3]
         raise ValueError(

@@ -68,7 +68,7 @@ def measure_deltas(model: nn.Module) -> Deltas:
     """Take all deltas of a model and their singular values; about a second a matrix for ViT-B.
 
     Raises:
-        ValueError: when the model carries no adapters.
+        ValueError: when the model carries no adapters, or a delta is not finite.
     """
     adapters, bases = list_adapters(model), _base_norms(model)
     if not adapters:
@@ -76,6 +76,8 @@ def measure_deltas(model: nn.Module) -> Deltas:
     figures = []
     for name, adapter in adapters.items():
         delta = make_delta(adapter)
+        if not delta.isfinite().all():
+            raise ValueError(f"the delta of {name} is not finite: the training has diverged")
         values = torch.linalg.svdvals(delta)
         figures.append(
             (

@@ -67,7 +67,7 @@ def facts(findings: Findings) -> list[tuple[str, str]]:
         ("schedule", _against_schedule(findings)),
         ("densest matrices", some(order[:3])),
         ("sparsest matrices", some(order[::-1][:3])),
-        ("taken part in whole", f"{int((density >= 1).sum())} matrices"),
+        ("full", f"{int((density >= 1).sum())} matrices: all their weights take part"),
     ]
     if findings.schedule is not None:
         lines.append(("at the floor", _at_the_floor(findings)))

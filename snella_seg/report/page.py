@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 def html_page(findings: Findings, pictures: Sequence[Picture]) -> str:
     """The whole page; pictures, data and script are in it."""
     body = [facts_table(facts(findings)), *_notes(findings)]
-    body += ["<h2>Density, epoch by epoch</h2>", player(findings)]
+    body += ["<h2>Allocation by allocation</h2>", player(findings)]
     for title, (header, rows) in _tables(findings):
         body += [f"<h2>{title}</h2>", html_table(header, rows)]
     for picture in pictures:

@@ -11,6 +11,7 @@ or press play, to see who won and who lost at each allocation.</p>
 #player input[type=range] { flex: 1 1 14rem; }
 #player button, #player select { font: inherit; padding: .15rem .7rem; }
 #player button { min-width: 5.5rem; }
+#player label, #player select { max-width: 100%; }
 #player td, #player th { text-align: center; padding: .1rem .3rem; min-width: 3.6rem;
   border: 1px solid #fff; font-size: .85rem; }
 #player th:first-child { text-align: right; }

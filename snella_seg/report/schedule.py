@@ -79,6 +79,10 @@ def find_schedule(cfg: Config, history: History) -> Schedule:
     target = round((1.0 - hook.target_sparsity) * int(history.sizes.sum()))
     if mode == "fixed":
         epochs, budget = history.epochs, np.full(len(history.epochs), target)
+    elif history.epochs[0] > 0:
+        raise ValueError(
+            f"the history begins in epoch {history.epochs[0]}, so the initial budget is missing"
+        )
     else:
         total = _total_epochs(cfg, hook, history)
         epochs = np.arange(total)

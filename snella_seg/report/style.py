@@ -30,10 +30,10 @@ table { border-collapse: collapse; margin: .75rem 0; font-size: .94rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e2e2e2; text-align: right;
   vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 th { font-weight: 600; background: #f6f6f6; }
 table.facts th, table.facts td { text-align: left; }
-table.facts th { background: none; white-space: nowrap; }
+table.facts th { background: none; }
 .note { background: #fff6e0; border-left: 4px solid #E69F00; padding: .4rem .8rem; }
 .scroll { overflow-x: auto; }
 code { font-size: .92em; overflow-wrap: anywhere; }
