@@ -47,7 +47,7 @@ setup(
         ],
         "timm": ["timm>=1.0"],
         "bench": ["peft>=0.15", "matplotlib"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "peft>=0.15", "tensorboard"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

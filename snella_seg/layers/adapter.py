@@ -33,6 +33,10 @@ class SnellaAdapter(nn.Module):
         initial_sparsity: share of weights left out at the start, in [0, 1).
         scale: weight of each head in the distance kernel, or lora_alpha / r of the linear one;
             positive.
+        spread: half-width of the uniform draw that each pair of heads starts from together, on top
+            of the published start; 0 is the published start alone. Distances of a pair cancel at
+            first, so K starts as small, but from points that lie apart: directions between them
+            differ, and go on differing while the factors move.
         dropout: probability with which an input of the delta's product is left out in training;
             the published runs use 0.1. Costs a second product per layer.
         drop_path: probability with which an entry of the first dimension (an image; in Swin's
@@ -55,6 +59,7 @@ class SnellaAdapter(nn.Module):
         sparsifier: str = "weighted",
         initial_sparsity: float = 0.0,
         scale: float = 0.1,
+        spread: float = 0.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
@@ -77,10 +82,12 @@ class SnellaAdapter(nn.Module):
             )
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number, got {scale}")
+        if not (spread >= 0.0 and math.isfinite(spread)):
+            raise ValueError(f"spread must be a number and not negative, got {spread}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
-        self.dropout, self.drop_path = dropout, drop_path
+        self.spread, self.dropout, self.drop_path = spread, dropout, drop_path
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.rule = DeltaRule(kernel, sparsifier, scale)
         self.bracket = Bracket()
@@ -100,6 +107,11 @@ class SnellaAdapter(nn.Module):
         """
         for factors in self.factors:
             nn.init.kaiming_uniform_(factors, a=math.sqrt(5))
+            if self.spread:
+                pairs = len(factors) // 2
+                shared = torch.empty_like(factors[:pairs]).uniform_(-self.spread, self.spread)
+                with torch.no_grad():
+                    factors[: 2 * pairs] += shared.repeat_interleave(2, dim=0)
         if (self.rule.kernel, self.rule.sparsifier) == ("linear", "none"):
             nn.init.uniform_(self.in_factors, -(self.in_features**-0.5), self.in_features**-0.5)
             nn.init.zeros_(self.out_factors)

@@ -154,7 +154,8 @@ def _schedule(runner: Runner, cfg: Config) -> list[str]:
     elif not checkpoint.save_last and checkpoint.interval > length:
         found.append(f"no checkpoint would be written: interval {checkpoint.interval} of {length}")
     schedulers = cfg.get("param_scheduler") or []
-    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    for scheduler in schedulers:
         end, counts = scheduler.get("end"), scheduler.get("by_epoch", True)
         whole = runner.max_epochs if counts else runner.max_iters
         if scheduler is schedulers[-1] and end and end < whole and not scheduler.get("eta_min", 1):

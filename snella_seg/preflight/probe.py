@@ -78,11 +78,12 @@ class ProbeHook(Hook):
                 self.labels.update(sample.gt_sem_seg.data.unique().tolist())
 
     def _next_phase(self, runner) -> None:
-        allocates = self.allocator is not None and self.allocator.mode in ("competition", "uniform")
-        if self._phase == "end" or not allocates:
+        hook = self.allocator
+        allocates = hook is not None and hook.mode in ("competition", "uniform")
+        if self._phase == "end" or not allocates or hook.total_epochs < 2:
             raise ProbeDone
         started = time.perf_counter()
-        self.allocator.reallocate(runner, max(1, self.allocator.total_epochs - 1))
+        hook.reallocate(runner, hook.total_epochs - 1)
         self.reallocation = time.perf_counter() - started
         self._phase, self._seen = "end", 1
 
