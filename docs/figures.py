@@ -7,6 +7,7 @@ documentation are replaced.
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -40,17 +41,19 @@ def factors() -> tuple[torch.Tensor, torch.Tensor]:
 def kernels() -> Figure:
     """The mixed kernel and LoRA's product of the same factors, with their singular values."""
     mixed, product = mixed_kernel(*factors(), 1.0, 1.0, 0.0), linear_kernel(*factors())
-    figure = new_figure(10.5, 3.6)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.35))
+    figure = new_figure(12, 3.7)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
+    colours = matplotlib.colormaps["PuOr"].resampled(21)
     for axis, kernel, title in (
         (left, mixed, f"mixed kernel K, r = {RANK}"),
         (middle, product, f"linear kernel (LoRA), r = {RANK}"),
     ):
         limit = float(kernel.abs().max())
-        image = axis.imshow(kernel, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+        image = axis.imshow(kernel, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
         axis.set_title(title, fontsize=11)
         axis.set(xlabel="input i", ylabel="output o")
-        figure.colorbar(image, ax=axis, orientation="horizontal", shrink=0.9, label="weight change")
+        figure.colorbar(image, ax=axis, shrink=0.9, label="weight change (no unit)")
     for kernel, label, look in (
         (mixed, "mixed", dict(color=BLUE, marker="o")),
         (sparsify(mixed, 0.8), "mixed, largest 20 %", dict(color=GREEN, marker="^", linestyle=":")),
@@ -88,7 +91,10 @@ def sparsifiers() -> Figure:
     for chosen, look in looks:
         left.bar(edges[:-1][chosen], density[chosen], np.diff(edges)[chosen], align="edge", **look)
     left.axvline(float(threshold), color="black", linestyle="--", label=f"t, for s = {sparsity}")
-    left.set(xlabel="|K|, magnitude of a weight's change", ylabel="share of the weights, per unit")
+    left.set(
+        xlabel="|K| of a weight",
+        ylabel="density, per unit of |K|",
+    )
     left.legend(frameon=False)
     clean(left)
     steps = torch.linspace(-1, 1, 401, dtype=torch.float64)
@@ -102,7 +108,7 @@ def sparsifiers() -> Figure:
     for side in (-0.4, 0.4):
         right.axvline(side, color="black", linestyle=":", linewidth=1)
     right.text(0.42, -0.95, "t", fontsize=12)
-    right.text(-0.39, -0.95, "-t", fontsize=12)
+    right.text(-0.5, -0.95, "-t", fontsize=12)
     right.set(xlabel="K of a weight, for t = 0.4", ylabel="its delta")
     right.legend(frameon=False)
     clean(right)
@@ -167,19 +173,20 @@ def _shares(axis: Axes, names, scores, sizes, budget: int) -> None:
 
 
 def budget() -> Figure:
-    """The cubic schedule with and without warm-up and final epochs."""
+    """The cubic schedule by default, with warm-up and final epochs, and from another start."""
     total, epochs = 40, range(40)
     figure = new_figure(8, 3.6)
     axis = figure.subplots()
-    for (warmup, final), label, look in (
-        ((0, 0), "published: no warm-up, no final epoch", dict(color=RED, marker="s")),
-        ((0, 1), "our default: one final epoch", dict(color=BLUE, marker="o")),
-        ((8, 8), "8 epochs of warm-up, 8 final ones", dict(color=GREEN, marker="^")),
+    for start, warmup, final, label, look in (
+        (1.0, 0, 1, "default: no warm-up, one final epoch", dict(color=BLUE, marker="o")),
+        (1.0, 8, 8, "8 epochs of warm-up, 8 final ones", dict(color=GREEN, marker="^")),
+        (0.6, 0, 1, "initial_sparsity of 0.4", dict(color=RED, marker="s")),
     ):
-        values = [budget_schedule(e, total, 10**6, 2 * 10**5, warmup, final) / 1e6 for e in epochs]
+        ends = (round(start * 10**6), 2 * 10**5)
+        values = [budget_schedule(e, total, *ends, warmup, final) / 1e6 for e in epochs]
         line = dict(drawstyle="steps-post", markersize=5, markevery=3, linewidth=1.6)
         axis.plot(epochs, values, label=label, **line, **look)
-    axis.axhline(0.2, color="#777777", linestyle=":", label="target: 1 - target_sparsity")
+    axis.axhline(0.2, color="#777777", linestyle=":", label="target, for target_sparsity of 0.8")
     axis.set(xlabel="epoch", ylabel="weights in force, % of all", ylim=(0, 1.05))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     axis.legend(frameon=False)

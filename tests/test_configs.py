@@ -37,7 +37,8 @@ LEAVES = {
     "snella_upernet_swin_ade20k.py": Leaf(*SWIN, 150, 2, (512, 512), NORMS),
     "snella_upernet_swin_pascal_context.py": Leaf(*SWIN, 59, 2, (480, 480), NORMS),
     "snella_upernet_camvid.py": Leaf(*VIT, 11, 8, (224, 320), {"cls_token"}),
-    "frozen_upernet_camvid.py": Leaf(VIT[0], 0, 11, 8, (224, 320), {"cls_token"}),
+    "snella_upernet_camvid_half.py": Leaf(*VIT, 11, 8, (160, 224), {"cls_token"}),
+    "frozen_upernet_camvid.py": Leaf(VIT[0], 0, 11, 8, (224, 320), set()),
 }
 
 

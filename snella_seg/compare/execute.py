@@ -68,7 +68,11 @@ def execute(
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
-        results = dict(zip(runs, pool.map(train, runs), strict=True))
+        try:
+            results = dict(zip(runs, pool.map(train, runs), strict=True))
+        except BaseException:  # an interrupt ends the runs in progress; begin no other
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     say(f"{len(runs)} runs, {_duration(time.monotonic() - started)}")
     return results
 

@@ -1,0 +1,239 @@
+"""The documentation: links, pictures, the API page, and the first hour, whose commands are run."""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from helpers import COLOURS, ROOT, run_tool
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+#: Beginnings of commands of the first hour that are not run here, and why.
+ELSEWHERE = {
+    "python3 -m venv": "installation and demo, run by CI on a clean machine",
+    "mkdir -p pretrain": "a download; the weights are made by a fixture",
+}
+#: What a reader with a very small ViT and very small images would write into my_config.py.
+SMALL = {
+    "scale": (64, 64),
+    "crop": (64, 64),
+    "batch_size": 2,
+    "workers": 0,
+    "width": 32,
+    "depth": 4,
+    "heads": 2,
+    "taps": [0, 1, 2, 3],
+    "iterations": 16,
+    "head_channels": 16,
+}
+#: What makes the commands fit to that, and short.
+SHORTER = {
+    "iter_4000.pth": "iter_16.pth",
+    "preflight.py my_config.py": "preflight.py my_config.py --iters 1",
+    "--seeds 3": "--seeds 1",
+    "--lrs 1e-3 3e-3 1e-2": "--iters 4 --cost-rounds 0",
+}
+#: What the page says that its commands leave.
+PROMISED = (
+    "work_dirs/my_config/report/index.html",
+    "work_dirs/my_config/report/report.md",
+    "work_dirs/compare_my_config/report.html",
+    "work_dirs/compare_my_config/report.md",
+    "mine.safetensors",
+    "segmented/mine.png",
+    "merged/merged.pth",
+    "merged/merged.py",
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return [text for found, text in FENCE.findall(page.read_text()) if found == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's bash blocks, those over several lines as one."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    return [line for line in (" ".join(x.split()) for x in text.splitlines()) if line]
+
+
+def tool_of(command: str) -> Path | None:
+    """The script that a command calls, ``python tools/X.py ...``."""
+    found = re.match(r"python (tools/\w+\.py)", command)
+    return ROOT / found[1] if found else None
+
+
+def arguments(command: str) -> list[str]:
+    return shlex.split(command, comments=True)[2:]
+
+
+FIRST_HOUR = DOCS / "first_hour.md"
+COMMANDS = [c for c in commands(FIRST_HOUR) if tool_of(c)]
+
+
+# Links, pictures, the API page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    slug = runpy.run_path(str(DOCS / "make_api.py"))["slug"]
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        found = page.parent / path if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", found.read_text()), re.M)
+            assert anchor in map(slug, headings), f"{page.name} links to {target}"
+
+
+def test_the_api_page_is_up_to_date():
+    api = runpy.run_path(str(DOCS / "make_api.py"))
+    assert api["render"]() == api["PAGE"].read_text(), f"run {api['COMMAND']}"
+
+
+def test_pictures_are_drawn_and_all_are_shown(tmp_path):
+    drawn = runpy.run_path(str(DOCS / "figures.py"))["draw"](tmp_path)
+    shown = re.findall(r"\]\(images/(\w+\.png)\)", (DOCS / "how_it_works.md").read_text())
+    assert sorted(shown) == sorted(path.name for path in drawn)
+    for path in drawn:
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 120_000
+
+
+# The first hour
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tools_take_the_arguments_of_the_pages(page, monkeypatch):
+    parsers: dict[Path, dict] = {}
+    for command in commands(page):
+        tool = tool_of(command)
+        if tool is not None and tool.is_file():
+            names = parsers.setdefault(tool, runpy.run_path(str(tool)))
+            monkeypatch.setattr(sys, "argv", [tool.name, *arguments(command)])
+            try:
+                names["parse_args"]()
+            except SystemExit:
+                pytest.fail(f"{page.name}: {command}")
+
+
+def write_images(root: Path) -> None:
+    """Five images to train on and two to validate on; the colour tells the class."""
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(1, count + 1):
+            labels = np.zeros((64, 64), np.uint8)
+            for label in range(1, len(COLOURS)):
+                top, left = rng.integers(0, 40, 2)
+                labels[top : top + 24, left : left + 24] = label
+            image = (COLOURS[labels] + rng.normal(0, 10, (64, 64, 3))).clip(0, 255)
+            labels[:2] = 255
+            cv2.imwrite(str(root / f"images/{split}/{number:04d}.jpg"), image.astype(np.uint8))
+            cv2.imwrite(str(root / f"labels/{split}/{number:04d}.png"), labels)
+
+
+def write_weights(path: Path) -> None:
+    """A file of base weights under timm's names, as the page has it, of the ViT of SMALL."""
+    vit = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
+    torch.manual_seed(0)
+    shape = dict(embed_dim=SMALL["width"], depth=SMALL["depth"], num_heads=SMALL["heads"])
+    path.parent.mkdir()
+    torch.save(vit(img_size=96, patch_size=16, num_classes=10, **shape).state_dict(), path)
+
+
+def write_configs(folder: Path) -> list[Path]:
+    """Write the page's configs, each under the name in its first line; shrink the reader's own."""
+    written = []
+    for text in blocks(FIRST_HOUR, "python"):
+        name = re.match(r"# (\w+\.py)\n", text)
+        assert name, f"a block without the name of a file: {text[:60]}"
+        for key, value in SMALL.items() if name[1] == "my_config.py" else ():
+            text, count = re.subn(rf"^{key} = .*$", f"{key} = {value!r}", text, flags=re.M)
+            assert count == 1, f"{name[1]} sets {key} {count} times"
+        written.append(folder / name[1])
+        written[-1].write_text(text)
+    return written
+
+
+class Step(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+
+
+def run(command: str) -> Step:
+    """Run a command of the page within this process."""
+    for said, shorter in SHORTER.items():
+        command = command.replace(said, shorter)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = run_tool(tool_of(command).stem, *arguments(command))
+    return Step(code, out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory):
+    """The folder of a reader who has gone through the page, and how each command ended."""
+    folder = tmp_path_factory.mktemp("hour")
+    write_images(folder / "data/mine")
+    write_weights(folder / "pretrain/my_vit.pth")
+    write_configs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("OMP_NUM_THREADS", "1")  # of the trainings that compare starts
+        return folder, {c: run(c) for c in COMMANDS if tool_of(c).is_file()}
+
+
+def test_all_other_commands_of_the_page_are_known():
+    told = "\n".join(blocks(FIRST_HOUR, "bash"))
+    for beginning in ELSEWHERE:
+        assert told.count(beginning) == 1
+    others = [b for b in blocks(FIRST_HOUR, "bash") if not b.startswith("python tools/")]
+    assert [next((e for e in ELSEWHERE if b.startswith(e)), b) for b in others] == [*ELSEWHERE]
+
+
+def test_the_configs_of_the_page_can_be_read(tmp_path):
+    from snella_seg.runtime import load_config
+
+    for path in write_configs(tmp_path):
+        assert load_config(str(path)).model.backbone.type == "SnellaBackbone"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_works(command, hour):
+    if not tool_of(command).is_file():
+        pytest.skip(f"there is no {tool_of(command).name} yet")
+    step = hour[1][command]
+    assert step.code == 0, step.out
+
+
+@pytest.mark.parametrize("path", PROMISED)
+def test_what_the_page_promises_is_there(path, hour):
+    folder, steps = hour
+    missing = {tool_of(c).name for c in COMMANDS} - {tool_of(c).name for c in steps}
+    if missing:
+        pytest.skip(f"there is no {', '.join(sorted(missing))} yet")
+    assert (folder / path).is_file()
+
+
+def test_preflight_shows_what_the_page_explains(hour):
+    text = hour[1]["python tools/preflight.py my_config.py"].out
+    for section in ("Base weights", "Model", "Schedule", "Cost", "Warnings", "Problems"):
+        assert f"\n{section}\n" in text
+    assert text.rstrip().endswith("Problems\n  none")
+    assert "tensors found; 1 resized" in text
