@@ -28,7 +28,7 @@ def rates(cfg: Config) -> dict[str, set[float]]:
     model = MODELS.build(cfg.model)
     names = {id(p): n for n, p in model.named_parameters()}
     found: dict[str, set[float]] = {"backbone": set(), "heads": set()}
-    for group in build_optim_wrapper(model, cfg.optim_wrapper).param_groups:
+    for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups:
         for parameter in group["params"]:
             inside = names[id(parameter)].startswith("backbone.")
             found["backbone" if inside else "heads"].add(round(group["lr"], 10))
@@ -76,8 +76,9 @@ def test_the_held_out_part_is_five_stretches():
     assert sorted(training + held) == list(range(100))
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 1.0"):
         split(10, 1.0)
-    with pytest.raises(ValueError, match="3 training images are too few"):
-        split(3, 0.2)
+    assert split(4, 0.5) == ([0, 2], [1, 3])
+    with pytest.raises(ValueError, match="2 training images are too few"):
+        split(2, 0.2)
 
 
 def test_variants():

@@ -8,7 +8,8 @@ from mmseg.registry import DATASETS
 
 from .variant import Variant
 
-#: Contiguous stretches of the training images, each of which gives its end to the held-out part.
+#: Contiguous stretches of the training images, each of which gives its end to the held-out part;
+#: fewer where there are few images.
 STRETCHES = 5
 #: Keys of ``custom_keys`` that hold for the backbone.
 _BACKBONE_KEYS = ("backbone", "adapters", "cls_token")
@@ -159,7 +160,8 @@ def split(count: int, share: float) -> tuple[list[int], list[int]]:
     """Indices of ``count`` images to train on, and of those to hold out."""
     if not 0.0 < share < 1.0:
         raise ValueError(f"the share of images to hold out must lie in (0, 1), got {share}")
-    bounds = [round(i * count / STRETCHES) for i in range(STRETCHES + 1)]
+    stretches = max(1, min(STRETCHES, int(count * share)))
+    bounds = [round(i * count / stretches) for i in range(stretches + 1)]
     held = [
         index
         for first, last in zip(bounds, bounds[1:], strict=False)

@@ -4,6 +4,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
+from torch.optim import Optimizer
 
 from ..checkpoint import some
 from ..hooks import SparsityAllocationHook
@@ -16,6 +17,12 @@ from .report import Report, size
 def find_wrapper(model: nn.Module) -> SnellaBackbone | None:
     """The SnellaBackbone of a model, or None."""
     return next((m for m in model.modules() if isinstance(m, SnellaBackbone)), None)
+
+
+def optimizers(runner: Runner) -> list[Optimizer]:
+    """The optimizers of a run that was begun; mostly one."""
+    wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper})
+    return [wrapper.optimizer for wrapper in wrappers.values()]
 
 
 def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None) -> list[str]:
@@ -39,7 +46,7 @@ def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None
 def warnings(report: Report, runner: Runner, hook: ProbeHook | None) -> list[str]:
     """What is worth a look, though it may be meant so."""
     found = []
-    groups = runner.optim_wrapper.param_groups if hook is not None else []
+    groups = [g for o in optimizers(runner) for g in o.param_groups] if hook is not None else []
     names = {id(p): n for n, p in runner.model.named_parameters()}
     rates = {True: set(), False: set()}
     for group in groups:
