@@ -60,7 +60,7 @@ class ChurnTracker:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the masks of :meth:`state_dict`; others than of these matrices are ignored."""
-        self.masks = {name: state[name].numpy() for name in self.adapters if name in state}
+        self.masks = {name: state[name].cpu().numpy() for name in self.adapters if name in state}
 
 
 def _count(packed: np.ndarray) -> int:

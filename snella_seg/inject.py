@@ -294,16 +294,16 @@ def freeze_base(model: nn.Module, trainable: str | Iterable[str] = "auto") -> No
     patterns = list(trainable)
     base = {n: p for n, p in model.named_parameters() if not is_adapter_key(n)}
     for pattern in patterns:
-        if pattern not in AUTO_TRAINABLE and not any(_covers(pattern, name) for name in base):
+        if pattern not in AUTO_TRAINABLE and not any(covers(pattern, name) for name in base):
             owners = {name.rpartition(".")[0] for name in base} - {""}
             near = _near(pattern, {*base, *owners})
             raise ValueError(f"trainable {pattern!r} matches no parameter{near}")
     for name, parameter in model.named_parameters():
-        wanted = is_adapter_key(name) or any(_covers(pattern, name) for pattern in patterns)
+        wanted = is_adapter_key(name) or any(covers(pattern, name) for pattern in patterns)
         parameter.requires_grad_(wanted)
 
 
-def _covers(pattern: str, name: str) -> bool:
+def covers(pattern: str, name: str) -> bool:
     """Whether a pattern names the parameter, a module that owns it, or its last part."""
     parts = name.split(".")
     owners = (".".join(parts[:i]) for i in range(1, len(parts) + 1))

@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 import snella_seg.register  # noqa: F401
 from snella_seg.compare.plan import Run, run_config, split
@@ -22,9 +24,6 @@ def tiny(tiny_config_file) -> Config:
 
 def rates(cfg: Config) -> dict[str, set[float]]:
     """Learning rates of the backbone's and of the other parameters, by the real optimizer."""
-    from mmengine.optim import build_optim_wrapper
-    from mmseg.registry import MODELS
-
     model = MODELS.build(cfg.model)
     names = {id(p): n for n, p in model.named_parameters()}
     found: dict[str, set[float]] = {"backbone": set(), "heads": set()}
@@ -39,6 +38,34 @@ def rates(cfg: Config) -> dict[str, set[float]]:
 def test_learning_rates_reach_the_optimizer(method, tiny):
     cfg = run_config(tiny, Run(method, lr=3e-4, head_lr=2e-3))
     assert rates(cfg) == {"backbone": {3e-4}, "heads": {2e-3}}
+
+
+def test_rates_go_before_other_rules_and_leave_decay_alone(tiny):
+    keys = {
+        "backbone.backbone.layers.0": dict(lr_mult=7.0),
+        "cls_token": dict(lr_mult=3.0, decay_mult=0.0),
+        "decode_head": dict(lr_mult=10.0),
+    }
+    tiny.optim_wrapper.paramwise_cfg = dict(custom_keys=keys, norm_decay_mult=0.0)
+    cfg = run_config(tiny, Run("full", lr=1e-5, head_lr=1e-3))
+    assert rates(cfg) == {"backbone": {1e-5}, "heads": {1e-3}}
+    model = MODELS.build(cfg.model)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decay = {
+        names[id(p)]: group["weight_decay"]
+        for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+        for p in group["params"]
+    }
+    assert decay["backbone.backbone.cls_token"] == 0
+    assert decay["backbone.backbone.layers.0.ln1.weight"] in (0, 0.01)
+    assert decay["backbone.backbone.layers.1.ln1.weight"] == 0
+    assert decay["decode_head.conv_seg.weight"] == 0.01
+
+
+def test_other_constructors_are_refused(tiny):
+    tiny.optim_wrapper.constructor = "LearningRateDecayOptimizerConstructor"
+    with pytest.raises(ValueError, match="learning rates can be set where optim_wrapper.constr"):
+        run_config(tiny, Run("snella", lr=1e-3))
 
 
 def test_the_heads_rate_leaves_the_backbones_alone(tiny):
@@ -95,6 +122,10 @@ def test_variants():
         ("snella:scal=1", "unknown option 'scal'; choose one of rank, heads"),
         ("snella:scale", "write options as scale=VALUE"),
         ("lora:scale=2", "method lora sets scale by itself"),
+        ("frozen:rank=8", "rank has no effect on frozen"),
+        ("lora:target_sparsity=0.9", "target_sparsity has no effect on LoRA"),
+        ("snella_magnitude:importance=frobenius", "importance has no effect on SNELLA, magnitude"),
+        ("snella_uniform:allocation=fixed", "allocation has no effect on SNELLA, no layer"),
     ],
 )
 def test_variants_that_make_no_sense(text, message):

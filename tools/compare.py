@@ -16,6 +16,12 @@ from snella_seg.compare import compare  # noqa: E402
 PUBLISHED = ("frozen", "bitfit", "lora", "snell", "snella", "full")
 
 
+def method_rate(text: str) -> tuple[str, float]:
+    """Read METHOD=RATE, where the method may have options."""
+    method, _, rate = text.rpartition("=")
+    return method, float(rate)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config of a SnellaBackbone")
@@ -44,8 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--lr",
         nargs="+",
-        action=DictAction,
-        default={},
+        type=method_rate,
+        default=(),
         metavar="METHOD=RATE",
         help="give learning rates instead",
     )
@@ -73,6 +79,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     args["command"] = " ".join(["python", "tools/compare.py", *sys.argv[1:]])
+    args["lr"] = dict(args["lr"])
     cfg = runtime.load_config(args["config"], args.pop("cfg_options"))
     compare(cfg, **args)
 

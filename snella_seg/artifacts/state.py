@@ -57,7 +57,10 @@ def strip_frozen(state: dict[str, Tensor], model: nn.Module, outer: str = "") ->
         if wrapper.base_source is None or wrapper.merged:
             complete = False
             continue
-        for name in frozen_state(wrapper):
+        frozen = frozen_state(wrapper)
+        if not any(value.is_floating_point() for value in frozen.values()):
+            continue  # all of it is trained, so the checkpoint stands by itself
+        for name in frozen:
             state.pop(f"{outer}{prefix}backbone.{name}", None)
         state[outer + prefix + HEADER] = encode_header(make_header(wrapper))
     return complete

@@ -44,6 +44,8 @@ def measure_costs(
     """
     found: dict[str, list[dict]] = {method: [] for method in configs}
     errors: dict[str, str] = {}
+    for method, cfg in configs.items():
+        _forget_others(folder, method, cfg.pretty_text)
     for number in range(rounds):
         for method, cfg in configs.items():
             if method in errors:
@@ -62,7 +64,7 @@ def measure_costs(
 
 def _preflight(method: str, cfg: Config, path: Path) -> dict[str, str]:
     """Write the figures of one method to ``path``; return its error, if there is one."""
-    config = path.with_name(f"{_file_name(method)}_config.py")
+    config = _config_file(path.parent, method)
     write_text(config, cfg.pretty_text)
     command = [sys.executable, tool("preflight.py"), str(config), "--json", str(path)]
     ended = subprocess.run(command, capture_output=True, text=True)
@@ -70,6 +72,18 @@ def _preflight(method: str, cfg: Config, path: Path) -> dict[str, str]:
         return {}
     lines = (ended.stderr or ended.stdout).strip().splitlines()
     return {method: (lines[-1] if lines else f"exit status {ended.returncode}")[:300]}
+
+
+def _config_file(folder: Path, method: str) -> Path:
+    return folder / f"{_file_name(method)}_config.py"
+
+
+def _forget_others(folder: Path, method: str, text: str) -> None:
+    """Remove figures that were measured with another config."""
+    config = _config_file(folder, method)
+    if config.is_file() and config.read_text() != text:
+        for path in folder.glob(f"{_file_name(method)}-*.json"):
+            path.unlink()
 
 
 def _file_name(method: str) -> str:

@@ -11,8 +11,6 @@ from .variant import Variant
 #: Contiguous stretches of the training images, each of which gives its end to the held-out part;
 #: fewer where there are few images.
 STRETCHES = 5
-#: Keys of ``custom_keys`` that hold for the backbone.
-_BACKBONE_KEYS = ("backbone", "adapters", "cls_token")
 #: Options of schedulers that count iterations or epochs.
 _COUNTS = ("begin", "end", "T_max", "total_iters", "total_steps", "step_size")
 
@@ -79,6 +77,9 @@ def run_config(base: Config, run: Run, holdout: float = 0.2, iters: int | None =
     if run.search:
         hold_out(cfg, holdout)
         cfg.train_cfg.val_interval = cfg.train_cfg.get("max_iters") or cfg.train_cfg.max_epochs
+    checkpoint = cfg.get("default_hooks", {}).get("checkpoint")
+    if checkpoint:
+        checkpoint.update(max_keep_ckpts=1, save_best=None)
     for name in ("val_evaluator", "test_evaluator"):
         report_classes(cfg.get(name))
     return cfg
@@ -88,23 +89,22 @@ def set_learning_rates(cfg: Config, lr: float | None, head_lr: float | None) -> 
     """Set the learning rates of the backbone and of all else; None leaves one as it is.
 
     Raises:
-        ValueError: when the optimizer has no learning rate.
+        ValueError: when the config's optimizer is not made by our constructor, or mmengine's.
     """
-    optimizer = cfg.optim_wrapper.get("optimizer", {})
-    if "lr" not in optimizer:
-        raise ValueError("the config's optim_wrapper.optimizer has no lr to set")
+    rates = dict(backbone_lr=lr, head_lr=head_lr)
+    rates = {key: rate for key, rate in rates.items() if rate is not None}
+    if not rates:
+        return
+    constructor = cfg.optim_wrapper.get("constructor", "DefaultOptimWrapperConstructor")
+    known = ("SnellaOptimWrapperConstructor", "DefaultOptimWrapperConstructor")
+    if constructor not in known:
+        raise ValueError(
+            f"learning rates can be set where optim_wrapper.constructor is {known[0]}, got "
+            f"{constructor}"
+        )
     given = cfg.optim_wrapper.get("paramwise_cfg") or {}
-    keys = dict(given.get("custom_keys", {}))
-    if head_lr is not None:
-        factor = optimizer["lr"] / head_lr  # the backbone keeps the rate that it has
-        for key in _BACKBONE_KEYS:
-            known = keys.get(key, {})
-            keys[key] = {**known, "lr_mult": known.get("lr_mult", 1.0) * factor}
-        optimizer["lr"] = head_lr
-    if lr is not None:
-        for key in _BACKBONE_KEYS:
-            keys[key] = {**keys.get(key, {}), "lr_mult": lr / optimizer["lr"]}
-    cfg.optim_wrapper.paramwise_cfg = {**given, "custom_keys": keys}
+    cfg.optim_wrapper.constructor = known[0]
+    cfg.optim_wrapper.paramwise_cfg = {**given, **rates}
 
 
 def set_length(cfg: Config, length: int) -> None:
@@ -125,11 +125,14 @@ def set_length(cfg: Config, length: int) -> None:
         if "milestones" in scheduler:
             scheduler["milestones"] = [max(1, round(m * factor)) for m in scheduler["milestones"]]
     cfg.train_cfg[key] = length
+    allocations = [h for h in cfg.get("custom_hooks") or [] if "target_sparsity" in h]
     for owner, name in (
+        *((hook, "interval") for hook in allocations),
+        (cfg.train_cfg, "val_begin"),
         (cfg.train_cfg, "val_interval"),
         (cfg.get("default_hooks", {}).get("checkpoint", {}), "interval"),
     ):
-        if name in owner:
+        if owner.get(name):
             owner[name] = max(1, round(owner[name] * factor))
 
 

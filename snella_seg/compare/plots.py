@@ -59,8 +59,12 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
             axis.plot(steps, means, markersize=5, linewidth=1.5, **style)
             if key == "validations":
                 axis.fill_between(steps, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
-        axis.set_xlabel("iteration")
         clean(axis)
+    last = [
+        max(row[key][-1][0] for row in rows if row.get(key)) for key in ("validations", "losses")
+    ]
+    left.set_xlabel("iteration" if last[0] == last[1] else "epoch")
+    right.set_xlabel("iteration")
     left.set_ylabel("mIoU, %")
     right.set_ylabel("training loss, mean over 3 logged values")
     figure.legend(

@@ -13,7 +13,7 @@ from ..files import write_text
 from ..preflight.report import size
 from ..report.style import embed, facts_table, html_table, markdown_table, page
 from . import plots
-from .statistics import by_method, class_means, mean_spread, paired_difference
+from .statistics import by_method, class_means, confidence, mean_spread, paired_difference
 from .variant import Variant
 
 
@@ -140,18 +140,24 @@ def _heads(study: dict) -> str:
 
 
 def _differences(methods: dict[str, list[dict]], reference: str) -> _Section:
-    rows = []
+    rows, header = [], ["method", "difference", "95 % interval"]
     for name, group in methods.items():
         if name != reference:
             mean, error = paired_difference(methods[reference], group)
-            tail = "" if error is None else f" ± {error:.2f}"
-            rows.append([Variant.parse(name).label, f"{mean:+.2f}{tail}"])
+            if mean != mean:  # no seed in common
+                continue
+            tail = interval = ""
+            if error is not None:
+                half = confidence(error, min(len(group), len(methods[reference])))
+                tail, interval = f" ± {error:.2f}", f"{mean - half:+.2f} to {mean + half:+.2f}"
+            rows.append([Variant.parse(name).label, f"{mean:+.2f}{tail}", interval or "-"])
     label = Variant.parse(reference).label
     text = (
         f"{label} minus each method, in points of mIoU: the mean over seeds of the difference at "
-        "equal seed, and its standard error. Differences below two standard errors may be chance."
+        "equal seed, its standard error, and the 95 % interval by Student's t. Where that holds "
+        "zero the difference may be chance."
     )
-    return _Section(f"{label} against the others", text, ["method", "difference"], rows)
+    return _Section(f"{label} against the others", text, header, rows)
 
 
 def _classes(study: dict, folder: Path) -> list[_Section]:

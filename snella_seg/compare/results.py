@@ -52,8 +52,11 @@ def _scalars(folder: Path) -> list[dict]:
     """The lines that a run logged, of all its sittings; later ones go before earlier ones."""
     by_step: dict[tuple, dict] = {}
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        for line in lines:
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:  # cut off when the run was killed
+                continue
             kind = "mIoU" in line, "loss" in line
             if "step" in line and any(kind):
                 by_step[(*kind, line["step"])] = line

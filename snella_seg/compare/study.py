@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from .. import register  # noqa: F401
 from ..files import write_text
-from ..runtime import check_datasets, fit_to_machine
+from ..runtime import check_datasets, fit_to_machine, prepare
 from .cost import measure_costs
 from .execute import execute
 from .plan import Run, run_config
@@ -69,12 +69,17 @@ def compare(
         ComparisonFailed: at the end, when runs failed.
     """
     methods, lr = list(dict.fromkeys(methods)), dict(lr or {})
-    for method in (*methods, *lr):
+    for method in methods:
         Variant.parse(method)
+    unused = [method for method in lr if method not in methods]
+    if unused:
+        raise ValueError(f"a learning rate is given for {unused[0]}, which is not compared")
     if seeds < 1 or jobs < 1:
         raise ValueError(f"seeds and jobs must be positive, got {seeds} and {jobs}")
     init_default_scope(cfg.get("default_scope", "mmseg"))
     fit_to_machine(cfg, "none")
+    prepare(cfg)
+    cfg.pop("prepare", None)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     folder = Path(work_dir or Path("work_dirs") / f"compare_{Path(config).stem}")
     study = {

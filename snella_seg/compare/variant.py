@@ -42,7 +42,9 @@ class Variant:
                 raise ValueError(f"{text!r}: write options as {key or 'OPTION'}=VALUE")
             if key in method.adapter:
                 raise ValueError(f"{text!r}: method {name} sets {key} by itself")
-            parts[_owner(text, key)].append((key, _value(value)))
+            owner = _owner(text, key)
+            _refuse_idle(text, method, owner, key)
+            parts[owner].append((key, _value(value)))
         return cls(name, *(tuple(part) for part in parts.values()))
 
     @property
@@ -76,6 +78,16 @@ class Variant:
             )
         for hook in hooks:
             hook.update(dict(self.hook))
+
+
+def _refuse_idle(text: str, method: Method, owner: str, key: str) -> None:
+    """Refuse an option that a method makes no use of."""
+    idle = owner == "adapter" and method.targets == ()
+    idle |= owner == "hook" and method.allocation is None
+    idle |= key == "importance" and method.importance is not None
+    idle |= key == "allocation" and method.allocation != "competition"
+    if idle:
+        raise ValueError(f"{text!r}: {key} has no effect on {method.label}")
 
 
 def _owner(text: str, key: str) -> str:

@@ -43,7 +43,7 @@ def prepare(cfg: Config) -> None:
     root = Path(cfg.train_dataloader.dataset.data_root).parents[1]
     source = _quiet(Config.fromfile(own("_base_/demo_source.py")[0]), "source", root)
     frozen = _quiet(Config(cfg.to_dict()), "frozen", root)
-    frozen.model.backbone.targets = []
+    frozen.model.backbone.update(method="snella", targets=[])
     frozen.custom_hooks = []
     source_key = _key(str(VERSION), source)
     key = _key(source_key, frozen)

@@ -13,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ..churn import ChurnTracker
 from ..functional import allocate_budget, budget_schedule
+from ..inject import list_adapters
 from ..methods import ALLOCATIONS, METHODS, Method
 from ..summary import sparsity_by_kind, summarize
 from ..tracking import ImportanceTracker
@@ -109,6 +110,7 @@ class SparsityAllocationHook(Hook):
             self.tracker = None
             runner.logger.info(f"{method.label}: there is no sparsity to allocate")
             return
+        _refuse_without_sparsifier(model)
         options = dict(self.tracker_options)
         if method.importance is not None:
             options["importance"] = method.importance
@@ -272,6 +274,15 @@ def _method_of(model) -> Method:
     """The method of the SnellaBackbone within a model; SNELLA for other models."""
     found = (getattr(module, "method", None) for module in model.modules())
     return next((m for m in found if isinstance(m, Method)), METHODS["snella"])
+
+
+def _refuse_without_sparsifier(model) -> None:
+    for name, adapter in list_adapters(model).items():
+        if adapter.rule.sparsifier == "none":
+            raise ValueError(
+                f"sparsifier 'none' of {name} lets all weights take part, so there is no budget to "
+                "share: choose another sparsifier, or method='snella_dense'"
+            )
 
 
 def iterations_per_epoch(runner) -> int:

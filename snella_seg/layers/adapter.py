@@ -82,6 +82,8 @@ class SnellaAdapter(nn.Module):
             )
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number, got {scale}")
+        if spread and kernel == "linear":
+            raise ValueError("spread is for kernels of distances, kernel='linear' has none")
         if not (spread >= 0.0 and math.isfinite(spread)):
             raise ValueError(f"spread must be a number and not negative, got {spread}")
         for name, value in (("dropout", dropout), ("drop_path", drop_path)):

@@ -1,6 +1,7 @@
 """Optimizer parameters of a model that is mostly frozen."""
 
 import logging
+import re
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -16,18 +17,31 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ...). Frozen parameters are left out silently; parameters with the same options share a group,
     so that fused and foreach optimizers work on long lists; and ``flat_decay_mult`` also holds
     for 1-D parameters under a custom key, unless that key has a ``decay_mult`` of its own.
+
+    Two more keys of ``paramwise_cfg`` go before all rules about learning rates, and leave those
+    about decay: ``backbone_lr``, the rate of all that is trained in ``model.backbone``, and
+    ``head_lr``, that of all else; output norms, which segmentation adds to a pretrained Swin,
+    belong to the latter.
     """
 
     def __call__(self, model: nn.Module):
         if not self.paramwise_cfg:
             self.paramwise_cfg = dict(custom_keys={})
+        self.paramwise_cfg = dict(self.paramwise_cfg)
+        rates = {
+            inside: self.paramwise_cfg.pop(key, None)
+            for inside, key in ((True, "backbone_lr"), (False, "head_lr"))
+        }
         # Not by logging.disable(): mmengine's logger would take it for good.
         logger = MMLogger.get_current_instance()
         logger.addFilter(_is_worth_saying)
         try:
-            return super().__call__(model)
+            wrapper = super().__call__(model)
         finally:
             logger.removeFilter(_is_worth_saying)
+        if any(rate is not None for rate in rates.values()):
+            _set_rates(wrapper.optimizer, getattr(model, "module", model), rates)
+        return wrapper
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         single: list[dict] = []
@@ -45,6 +59,22 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             else:
                 groups[options] = {**group, "params": list(group["params"])}
         params[:] = groups.values()
+
+
+_OF_BACKBONE = re.compile(r"backbone\.(?!(backbone\.)?norm\d+\.)")
+
+
+def _set_rates(optimizer, model: nn.Module, rates: dict[bool, float | None]) -> None:
+    """Part groups into the backbone's (True) and other parameters; set rates that are given."""
+    inside = {id(p) for n, p in model.named_parameters() if _OF_BACKBONE.match(n)}
+    parted = []
+    for group in optimizer.param_groups:
+        for is_inside, rate in rates.items():
+            chosen = [p for p in group["params"] if (id(p) in inside) == is_inside]
+            if chosen:
+                lr = group["lr"] if rate is None else rate
+                parted.append({**group, "params": chosen, "lr": lr})
+    optimizer.param_groups[:] = parted
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:

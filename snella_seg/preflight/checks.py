@@ -4,25 +4,18 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
-from torch.optim import Optimizer
 
 from ..checkpoint import some
 from ..hooks import SparsityAllocationHook
 from ..inject import is_adapter_key
 from ..models import SnellaBackbone
-from .probe import ProbeHook
+from .probe import ProbeHook, optimizers
 from .report import Report, size
 
 
 def find_wrapper(model: nn.Module) -> SnellaBackbone | None:
     """The SnellaBackbone of a model, or None."""
     return next((m for m in model.modules() if isinstance(m, SnellaBackbone)), None)
-
-
-def optimizers(runner: Runner) -> list[Optimizer]:
-    """The optimizers of a run that was begun; mostly one."""
-    wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper})
-    return [wrapper.optimizer for wrapper in wrappers.values()]
 
 
 def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None) -> list[str]:
@@ -39,7 +32,7 @@ def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None
             "keep fewer (default_hooks.checkpoint.max_keep_ckpts) or use another --work-dir"
         )
     if hook is not None:
-        found += _probe(hook)
+        found += _probe(runner, hook)
     return found
 
 
@@ -58,6 +51,8 @@ def warnings(report: Report, runner: Runner, hook: ProbeHook | None) -> list[str
             f"adapters and heads learn at the same rate, {next(iter(rates[True])):g}; what suits "
             "one seldom suits the other (paramwise_cfg.custom_keys.adapters.lr_mult)"
         )
+    if runner._val_loop is None:
+        found.append("there is no validation (val_dataloader, val_cfg, val_evaluator)")
     wait, step = report.data_seconds, report.seconds_per_iteration
     if wait and step and wait > 0.2 * step:
         found.append(
@@ -71,15 +66,18 @@ def _base(report: Report, runner: Runner, cfg: Config) -> list[str]:
     wrapper = find_wrapper(runner.model)
     if wrapper is None:
         return ["model.backbone is no SnellaBackbone: nothing of it is adapted or frozen"]
-    if cfg.get("load_from"):
+    if cfg.get("load_from") or getattr(runner.model, "init_cfg", None):
         return []
     if wrapper.base_source is None and wrapper.named_source is None:
         return [
             "the base has no pretrained weights, so frozen random weights would be adapted: set "
             "model.backbone.base_checkpoint, or the inner backbone's init_cfg"
         ]
-    if "trained from scratch" in report.base and wrapper.method.trainable == ("*",):
-        return [f"full fine-tuning would begin with random weights: {report.base}"]
+    if report.random_base and wrapper.method.trainable == ("*",):
+        return [
+            f"{wrapper.named_source} lacks {some(report.random_base)}: full tuning would begin "
+            "with random weights"
+        ]
     return []
 
 
@@ -112,11 +110,14 @@ def _allocation(report: Report, runner: Runner) -> list[str]:
 
 def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
     found = []
-    classes = runner.train_dataloader.dataset.metainfo.get("classes") if hook is not None else None
+    dataset = getattr(getattr(runner._train_loop, "dataloader", None), "dataset", None)
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     for name in ("decode_head", "auxiliary_head"):
         head = getattr(runner.model, name, None)
         for one in head if isinstance(head, nn.ModuleList) else [head] if head else []:
             count = getattr(one, "num_classes", None)
+            if getattr(one, "out_channels", count) == 1 and count == 1:
+                count = 2  # one logit for two classes
             if classes and count and count != len(classes):
                 found.append(
                     f"{name} has {count} classes, the training set names {len(classes)}: set "
@@ -143,34 +144,31 @@ def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
 
 def _schedule(runner: Runner, cfg: Config) -> list[str]:
     found = []
-    interval = cfg.train_cfg.get("val_interval", 1)
-    length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.get("max_epochs")
-    if runner._val_loop is None:
-        found.append("there is no validation: set val_dataloader, val_cfg and val_evaluator")
-    elif interval > length:
-        found.append(f"train_cfg.val_interval {interval} is beyond the run's end at {length}")
     checkpoint = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
     by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+    length = {True: cfg.train_cfg.get("max_epochs"), False: cfg.train_cfg.get("max_iters")}
     if checkpoint is None:
         found.append("no checkpoint would be written: default_hooks.checkpoint is missing")
     elif checkpoint.by_epoch and not by_epoch:
         found.append(
-            "no checkpoint would be written: default_hooks.checkpoint counts epochs in a loop of "
-            "iterations; set by_epoch=False"
+            "default_hooks.checkpoint counts epochs in a loop of iterations, so none but the last "
+            "checkpoint could be written; set by_epoch=False"
         )
-    elif not checkpoint.save_last and checkpoint.interval > length:
-        found.append(f"no checkpoint would be written: interval {checkpoint.interval} of {length}")
+    elif not checkpoint.save_last and checkpoint.interval > (length[checkpoint.by_epoch] or 0):
+        found.append(f"no checkpoint would be written: its interval is {checkpoint.interval}")
     schedulers = cfg.get("param_scheduler") or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    ends = [s["end"] for s in schedulers if s.get("end")]
     for scheduler in schedulers:
-        end, counts = scheduler.get("end"), scheduler.get("by_epoch", True)
-        whole = runner.max_epochs if counts else runner.max_iters
-        if scheduler is schedulers[-1] and end and end < whole and not scheduler.get("eta_min", 1):
+        end, whole = scheduler.get("end"), length[scheduler.get("by_epoch", True)]
+        if not end or not whole:
+            continue
+        if end == max(ends) and end < whole and _goes_to_zero(scheduler):
             found.append(
                 f"the learning rate is 0 from {end} on, {whole - end} of {whole} steps are lost: "
                 "set end of the last param_scheduler"
             )
-        elif end and end > 1.05 * whole:
+        elif end > 1.05 * whole:
             found.append(
                 f"{scheduler['type']} ends at {end}, the run at {whole}: the learning rate does "
                 "not come down as planned; set end of param_scheduler"
@@ -178,12 +176,19 @@ def _schedule(runner: Runner, cfg: Config) -> list[str]:
     return found
 
 
-def _probe(hook: ProbeHook) -> list[str]:
+def _goes_to_zero(scheduler: dict) -> bool:
+    if scheduler.get("type") not in ("PolyLR", "CosineAnnealingLR"):
+        return False
+    return not scheduler.get("eta_min") and not scheduler.get("eta_min_ratio")
+
+
+def _probe(runner: Runner, hook: ProbeHook) -> list[str]:
     found = []
     if any(loss != loss or abs(loss) == float("inf") for loss in hook.losses):
         found.append(f"the loss is not finite within {len(hook.losses)} iterations: {hook.losses}")
-    dead = [n for n in hook.without_gradient or () if is_adapter_key(n)]
-    if dead:
+    learnable = (n for n, p in runner.model.named_parameters() if p.requires_grad)
+    dead = [n for n in learnable if is_adapter_key(n) and n not in hook.alive]
+    if dead and hook.steps > 1:
         found.append(f"{len(dead)} adapter parameters get no gradient: {some(dead)}")
     if hook.labels and not any(v < 255 for v in hook.labels):
         found.append("all labels of the first batches are to be ignored")

@@ -1,7 +1,9 @@
 """Builds a training as its config says, begins it in a temporary folder, lists what it found."""
 
+import contextlib
 import copy
 import logging
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,14 +11,14 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from .. import register  # noqa: F401
 from ..checkpoint import fit_base_file, some
 from ..functional import budget_schedule
 from ..hooks.sparsity_allocation import iterations_per_epoch
-from ..inject import adapters_disabled, find_matrices, list_adapters
+from ..inject import AUTO_TRAINABLE, adapters_disabled, covers, find_matrices, list_adapters
 from ..summary import summarize
 from . import checks
 from .probe import ProbeHook, average_budget, probe
@@ -44,6 +46,10 @@ def preflight(cfg: Config, iterations: int = 6) -> Report:
     report = Report()
     with tempfile.TemporaryDirectory(prefix="preflight") as folder:
         cfg.work_dir, cfg.log_level, cfg.resume = folder, "CRITICAL", False
+        cfg.visualizer = {
+            **(cfg.get("visualizer") or dict(type="Visualizer", name="preflight")),
+            "vis_backends": [dict(type="LocalVisBackend")],
+        }
         said = _Warnings()
         runner = Runner.from_cfg(cfg)
         logger = MMLogger.get_current_instance()
@@ -83,7 +89,7 @@ def _describe(report: Report, runner: Runner, cfg: Config) -> None:
     adapters = list_adapters(model)
     report.method = f"{wrapper.method.label}: {wrapper.method.about}" if wrapper else "none"
     report.summary = summarize(model)
-    report.base = _base_line(wrapper)
+    _describe_base(report, wrapper)
     if wrapper is not None:
         adapted = set(list_adapters(wrapper.backbone))
         matrices = find_matrices(wrapper.backbone)
@@ -94,25 +100,30 @@ def _describe(report: Report, runner: Runner, cfg: Config) -> None:
     report.weights = sum(adapter.size for adapter in adapters.values())
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     report.iterations = runner.max_iters
-    report.epochs = runner.max_iters / iterations_per_epoch(runner)
+    with contextlib.suppress(ValueError):  # a dataset without length
+        report.epochs = runner.max_iters / iterations_per_epoch(runner)
     _plan_checkpoints(report, runner)
-    _plan_validations(report, runner, cfg)
+    _plan_validations(report, runner)
 
 
 def _learnable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _base_line(wrapper) -> str:
+def _describe_base(report: Report, wrapper) -> None:
     """How the base gets its weights."""
     if wrapper is None:
-        return "the backbone is no SnellaBackbone: nothing is known"
+        report.base = "the backbone is no SnellaBackbone: nothing is known"
+        return
     if wrapper.base_source is not None:
-        return f"loaded when it was built: {wrapper.base_source}"
+        report.base = f"loaded when it was built: {wrapper.base_source}"
+        return
     with adapters_disabled(wrapper.backbone):
         fit = fit_base_file(wrapper.backbone)
     if fit is None:
-        return "none: no file is named"
+        report.base = "none: no file is named"
+        return
+    report.random_base = [n for n in fit.fresh if not any(covers(p, n) for p in AUTO_TRAINABLE)]
     parts = [f"{fit.expected - len(fit.missing) - len(fit.fresh)} of {fit.expected} tensors found"]
     for names, what in (
         (fit.misshapen, "resized"),
@@ -121,7 +132,7 @@ def _base_line(wrapper) -> str:
         (fit.unused, "not used"),
     ):
         parts += [f"{len(names)} {what} ({some(names, 3)})"] if names else []
-    return f"{wrapper.named_source}: " + "; ".join(parts)
+    report.base = f"{wrapper.named_source}: " + "; ".join(parts)
 
 
 def _plan_checkpoints(report: Report, runner: Runner) -> None:
@@ -136,14 +147,17 @@ def _plan_checkpoints(report: Report, runner: Runner) -> None:
     report.checkpoints = kept + (1 if hook.save_best else 0)
 
 
-def _plan_validations(report: Report, runner: Runner, cfg: Config) -> None:
+def _plan_validations(report: Report, runner: Runner) -> None:
     """How many validations there are, and of how many images."""
     if runner._val_loop is None:
         return
     runner._val_loop = runner.build_val_loop(runner._val_loop)
-    interval = cfg.train_cfg.get("val_interval", 1)
-    length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.get("max_epochs") or 0
-    report.validations = length // interval
+    loop = runner.train_loop
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    length = loop.max_epochs if by_epoch else loop.max_iters
+    first = max(1, math.ceil(loop.val_begin / loop.val_interval))
+    report.validations = max(0, length // loop.val_interval - first + 1)
+    report.validations += int(length % loop.val_interval > 0)  # there is one at the end
     report.validation_images = len(runner.val_loop.dataloader.dataset)
 
 
@@ -154,7 +168,7 @@ def _measure(report: Report, runner: Runner, iterations: int) -> ProbeHook:
         setattr(report, name, value)
     allocator = hook.allocator
     if allocator is not None and allocator.mode is not None:
-        report.allocations = _allocations(allocator, runner.max_iters)
+        report.allocations = _allocations(allocator, hook.period, report.iterations)
     if report.allocations:
         share = average_budget(report.allocations, report.iterations)
         start, end = report.seconds_at_start, report.seconds_at_end
@@ -166,12 +180,12 @@ def _measure(report: Report, runner: Runner, iterations: int) -> ProbeHook:
     return hook
 
 
-def _allocations(allocator, max_iters: int) -> list[tuple[int, int, int]]:
+def _allocations(allocator, period: int, max_iters: int) -> list[tuple[int, int, int]]:
     """Epoch, iteration and budget of all allocations to come."""
     if allocator.mode == "fixed":
         return [(0, 0, allocator.target_budget)]
     budgets = [(0, 0, allocator.initial_budget)]
-    for epoch in range(1, (max_iters - 1) // allocator.period + 1):
+    for epoch in range(1, (max_iters - 1) // period + 1):
         budget = budget_schedule(
             epoch,
             allocator.total_epochs,
@@ -180,7 +194,7 @@ def _allocations(allocator, max_iters: int) -> list[tuple[int, int, int]]:
             allocator.warmup_epochs,
             allocator.final_epochs,
         )
-        budgets.append((epoch, epoch * allocator.period, budget))
+        budgets.append((epoch, epoch * period, budget))
     return budgets
 
 

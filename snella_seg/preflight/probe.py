@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 
 from ..hooks import SparsityAllocationHook
 
@@ -17,6 +18,8 @@ from ..hooks import SparsityAllocationHook
 WARMUP = 3
 #: No more iterations than three are timed once those took as many seconds.
 LONG = 60.0
+#: Longer than any probe, in iterations.
+_NEVER = 10**9
 
 
 class ProbeDone(Exception):
@@ -38,16 +41,22 @@ class ProbeHook(Hook):
         self.waits: list[float] = []
         self.losses: list[float] = []
         self.labels: set[int] = set()
-        self.without_gradient: list[str] | None = None
+        self.steps, self.alive = 0, set[str]()
+        self.period: int | None = None
         self.reallocation: float | None = None
         self.allocator: SparsityAllocationHook | None = None
         self._phase, self._seen = "start", 0
 
     def before_train(self, runner) -> None:
-        runner.train_loop.val_interval = sys.maxsize
+        loop = runner.train_loop  # the probe alone says when it ends and when matrices compete
+        loop.val_interval = loop._max_iters = _NEVER
+        if hasattr(loop, "_max_epochs"):
+            loop._max_epochs = _NEVER
         self.allocator = next(
             (h for h in runner.hooks if isinstance(h, SparsityAllocationHook)), None
         )
+        if self.allocator is not None and self.allocator.mode is not None:
+            self.period, self.allocator.period = self.allocator.period, _NEVER
         self._watch_gradients(runner)
         self._last = time.perf_counter()
 
@@ -88,20 +97,26 @@ class ProbeHook(Hook):
         self._phase, self._seen = "end", 1
 
     def _watch_gradients(self, runner) -> None:
-        """At the second step, note which learnable parameters get no gradient, or only zeros."""
-        steps = 0
+        """Note which learnable parameters ever get a gradient that is not zero."""
+        names = {id(p): name for name, p in runner.model.named_parameters()}
+        first, *_ = held = optimizers(runner)
 
         def look(optimizer, args, kwargs) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == 2:
-                learnable = ((n, p) for n, p in runner.model.named_parameters() if p.requires_grad)
-                self.without_gradient = [
-                    name for name, p in learnable if p.grad is None or not p.grad.any()
-                ]
+            self.steps += optimizer is first
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name, grad = names.get(id(parameter)), parameter.grad
+                    if name not in self.alive and grad is not None and grad.any():
+                        self.alive.add(name)
 
-        wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper})
-        next(iter(wrappers.values())).optimizer.register_step_pre_hook(look)
+        for optimizer in held:
+            optimizer.register_step_pre_hook(look)
+
+
+def optimizers(runner: Runner) -> list[Optimizer]:
+    """The optimizers of a run that was begun; mostly one."""
+    wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper})
+    return [wrapper.optimizer for wrapper in wrappers.values()]
 
 
 def probe(runner: Runner, iterations: int, images: int = 3) -> tuple[ProbeHook, dict]:

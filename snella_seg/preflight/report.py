@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 class Report:
     """What a training will do and cost.
 
+    ``random_base`` are weights of the base that its file lacks and that are trained from scratch,
+    though a pretrained backbone has them. Schedules and costs are those of a single process.
     Sizes are in bytes, times in seconds. ``problems`` would let the training silently end
     otherwise than its config says; ``warnings`` are worth a look. Figures that were not measured
     are None.
@@ -15,6 +17,7 @@ class Report:
     method: str = ""
     summary: str = ""
     base: str = ""
+    random_base: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     learnable: int = 0
     learnable_heads: int = 0
@@ -22,7 +25,7 @@ class Report:
     nonzero: int = 0
     nonzero_end: int = 0
     iterations: int = 0
-    epochs: float = 0.0
+    epochs: float | None = None
     allocations: list[tuple[int, int, int]] = field(default_factory=list)  # epoch, iter, budget
     validations: int = 0
     validation_images: int = 0
@@ -81,9 +84,10 @@ class Report:
         )
 
     def _schedule(self) -> list[str]:
+        epochs = "" if self.epochs is None else f", {self.epochs:.1f} epochs of one process"
         lines = [
-            f"{self.iterations} iterations, {self.epochs:.1f} epochs; {self.validations} "
-            f"validations of {self.validation_images} images; {self.checkpoints} checkpoints kept"
+            f"{self.iterations} iterations{epochs}; {self.validations} validations of"
+            f" {self.validation_images} images; {self.checkpoints} checkpoints kept"
         ]
         if not self.allocations:
             return [*lines, "no sparsity is allocated"]
