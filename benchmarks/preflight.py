@@ -40,7 +40,7 @@ def compare(config: str, method: str, options: list[str], folder: Path) -> list[
     options = ["--cfg-options", f"model.backbone.method={method}", *options]
     found = folder / "found.json"
     status, _ = call("preflight.py", config, "--json", found, *options)
-    if status:
+    if status not in (0, 2):  # 2: it sees, for one, that a shortened run ends before its schedule
         raise SystemExit(f"preflight of {config} ended with exit status {status}")
     told = json.loads(found.read_text())
     status, peak = call("train.py", config, "--work-dir", folder / "run", *options)

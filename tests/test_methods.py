@@ -172,3 +172,43 @@ def test_matrices_compete_by_the_methods_importance(name, tiny_config_file, tmp_
     assert run_tool("train", tiny_config_file, *options) == 0
     saved = torch.load(tmp_path / "iter_8.pth", weights_only=False)
     assert saved["snella"]["tracker"]["importance"] == name
+
+
+def test_a_full_checkpoint_stands_by_itself(tool, tiny_config_file, tmp_path):
+    """All is trained, so nothing is left out and the base's file is of no need."""
+    init_default_scope("mmseg")
+    cfg = Config.fromfile(tiny_config_file)
+    torch.manual_seed(0)
+    base = tmp_path / "base.pth"
+    torch.save(MODELS.build(cfg.model.backbone.backbone).state_dict(), base)
+    options = (
+        *("--cfg-options", "model.backbone.method=full"),
+        "default_hooks.checkpoint.type=SnellaCheckpointHook",
+        f"model.backbone.base_checkpoint={base}",
+    )
+    assert tool("train", tiny_config_file, "--work-dir", tmp_path / "run", *options).code == 0
+    base.unlink()
+    checkpoint = tmp_path / "run" / "iter_8.pth"
+    test = ("test", tiny_config_file, checkpoint, "--work-dir", tmp_path / "test", *options[:2])
+    assert tool(*test).code == 0
+    assert same_metrics(scores_of(tmp_path / "test"), validations(tmp_path / "run")[-1])
+
+
+def test_competition_needs_a_sparsifier(tool, tiny_config_file, tmp_path):
+    key = "model.backbone.adapter.sparsifier=none"
+    done = tool("train", tiny_config_file, "--work-dir", tmp_path, "--cfg-options", key)
+    assert done.code == 1 and "there is no budget to share" in done.err
+
+
+def test_heads_may_start_in_pairs_that_lie_apart():
+    torch.manual_seed(0)
+    near, apart = (SnellaAdapter(64, 48, rank=8, spread=spread) for spread in (0.0, 0.5))
+    assert apart.in_factors.std() > 5 * near.in_factors.std()
+    assert near.in_factors.abs().max() <= (64 * 4) ** -0.5  # as published
+    with torch.no_grad():
+        distances = torch.cdist(apart.out_factors, apart.in_factors)
+        assert (distances[0] - distances[1]).abs().mean() < 0.1 * distances.mean()
+    with pytest.raises(ValueError, match="spread is for kernels of distances"):
+        SnellaAdapter(4, 4, rank=2, kernel="linear", spread=0.5)
+    with pytest.raises(ValueError, match="spread must be a number and not negative"):
+        SnellaAdapter(4, 4, rank=2, spread=-1.0)

@@ -23,7 +23,7 @@ def look(method: str, methods: list[str]) -> dict:
 def draw_scores(rows: list[dict], path: Path) -> Path:
     """mIoU of every run, and the mean of each method."""
     methods = by_method(rows)
-    figure = new_figure(7.5, 1.3 + 0.42 * len(methods))
+    figure = new_figure(7.5, 1.3 + 0.5 * len(methods))
     axis = figure.subplots()
     names = list(methods)
     for place, name in enumerate(reversed(names)):
@@ -34,8 +34,8 @@ def draw_scores(rows: list[dict], path: Path) -> Path:
         mean, _ = mean_spread(values)
         axis.plot([mean, mean], [place - 0.3, place + 0.3], color=style["color"], linewidth=2.5)
         axis.annotate(
-            f"{mean:.2f}", (max(values), place), (8, 0), textcoords="offset points",
-            va="center", fontsize=9,
+            f"{mean:.2f}", (mean, place + 0.3), (0, 2), textcoords="offset points",
+            ha="center", va="bottom", fontsize=9,
         )  # fmt: skip
     axis.set_yticks(range(len(names)), [Variant.parse(name).label for name in reversed(names)])
     axis.set_xlabel("mIoU at the end, % (points: seeds, bars: means)")
@@ -145,7 +145,7 @@ def draw_costs(rows: list[dict], costs: dict[str, dict], path: Path) -> Path:
         axis.margins(x=0.15)
         axis.set_xlim(left=0)
         clean(axis)
-    figure.axes[0].set_ylabel("mIoU, % (bars: standard deviation over seeds)")
+    figure.axes[0].set_ylabel("mIoU, % (bars: deviation over seeds)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return save(figure, path)
