@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from ..hooks.history import last_line
 from ..runtime import latest_checkpoint
 
 RESULT = "result.json"
@@ -44,7 +45,7 @@ def read_run(folder: Path) -> dict:
         "losses": losses,
         "seconds": times[len(times) // 2] if times else None,
         "checkpoint": Path(checkpoint).stat().st_size,
-        "allocation": _last_allocation(folder),
+        "allocation": last_line(folder),
     }
 
 
@@ -61,11 +62,3 @@ def _scalars(folder: Path) -> list[dict]:
             if "step" in line and any(kind):
                 by_step[(*kind, line["step"])] = line
     return [by_step[key] for key in sorted(by_step, key=lambda key: key[-1])]
-
-
-def _last_allocation(folder: Path) -> dict | None:
-    path = folder / "sparsity_history.jsonl"
-    if not path.is_file():
-        return None
-    lines = path.read_text().splitlines()
-    return json.loads(lines[-1]) if lines else None

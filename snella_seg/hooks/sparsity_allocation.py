@@ -1,6 +1,5 @@
 """Lets matrices compete for the budget while training runs."""
 
-import json
 import math
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from ..inject import list_adapters
 from ..methods import ALLOCATIONS, METHODS, Method
 from ..summary import sparsity_by_kind, summarize
 from ..tracking import ImportanceTracker
-
-HISTORY = "sparsity_history.jsonl"
+from .history import append_line, start_history
 
 
 class NoReallocationError(RuntimeError):
@@ -132,7 +130,7 @@ class SparsityAllocationHook(Hook):
         elif runner.iter == 0:
             self._set_budget(self.sizes, self.target_budget)
         if is_main_process():
-            _start_history(Path(runner.work_dir), runner.iter)
+            start_history(Path(runner.work_dir), runner.iter)
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
             self._record(runner, epoch=0, scores=None)
@@ -266,8 +264,7 @@ class SparsityAllocationHook(Hook):
                 "score": None if scores is None else dict(zip(names, scores, strict=True)),
                 **seen,
             }
-            with open(Path(runner.work_dir) / HISTORY, "a") as history:
-                history.write(json.dumps(line) + "\n")
+            append_line(Path(runner.work_dir), line)
 
 
 def _method_of(model) -> Method:
@@ -305,24 +302,3 @@ def iterations_per_epoch(runner) -> int:
             "SparsityAllocationHook"
         )
     return math.ceil(length / (batch_size * get_world_size()))
-
-
-def _start_history(work_dir: Path, iteration: int) -> None:
-    """Begin the history anew, keeping an old one aside, or cut it at the point of resuming."""
-    path = work_dir / HISTORY
-    if not path.exists():
-        return
-    if iteration == 0:
-        path.replace(path.with_suffix(".previous.jsonl"))
-        return
-    kept = [line for line in path.read_text().splitlines() if _iteration_of(line) <= iteration]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
-
-
-def _iteration_of(line: str) -> float:
-    try:
-        return json.loads(line)["iter"]
-    except json.JSONDecodeError:  # cut off when the run was killed
-        return math.inf

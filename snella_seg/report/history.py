@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..hooks.sparsity_allocation import HISTORY
+from ..hooks.history import HISTORY
 
 _REQUIRED = ("epoch", "iter", "budget", "nonzero", "sparsity")
 
