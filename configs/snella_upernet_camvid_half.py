@@ -29,6 +29,10 @@ model = dict(
     decode_head=dict(in_channels=[64, 64, 64, 64]),
     auxiliary_head=dict(in_channels=64),
 )
+# the rates that docs/results.md found, for factors and heads
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-2), paramwise_cfg=dict(custom_keys=dict(adapters=dict(lr_mult=1.0)))
+)
 train_cfg = dict(max_iters=368, val_interval=92)  # 46 iterations are an epoch
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=46),

@@ -9,7 +9,7 @@ from ..checkpoint import some
 from ..hooks import SparsityAllocationHook
 from ..inject import is_adapter_key
 from ..models import SnellaBackbone
-from .probe import ProbeHook, optimizers
+from .probe import ProbeHook
 from .report import Report, size
 
 
@@ -36,21 +36,9 @@ def problems(report: Report, runner: Runner, cfg: Config, hook: ProbeHook | None
     return found
 
 
-def warnings(report: Report, runner: Runner, hook: ProbeHook | None) -> list[str]:
+def warnings(report: Report, runner: Runner) -> list[str]:
     """What is worth a look, though it may be meant so."""
     found = []
-    groups = [g for o in optimizers(runner) for g in o.param_groups] if hook is not None else []
-    names = {id(p): n for n, p in runner.model.named_parameters()}
-    rates = {True: set(), False: set()}
-    for group in groups:
-        for parameter in group["params"]:
-            is_factor = is_adapter_key(names.get(id(parameter), ""))
-            rates[is_factor].add(group.get("initial_lr", group["lr"]))
-    if rates[True] and rates[True] == rates[False]:
-        found.append(
-            f"adapters and heads learn at the same rate, {next(iter(rates[True])):g}; what suits "
-            "one seldom suits the other (paramwise_cfg.custom_keys.adapters.lr_mult)"
-        )
     if runner._val_loop is None:
         found.append("there is no validation (val_dataloader, val_cfg, val_evaluator)")
     wait, step = report.data_seconds, report.seconds_per_iteration

@@ -61,7 +61,7 @@ def preflight(cfg: Config, iterations: int = 6) -> Report:
             logger.removeHandler(said)
     report.disk_free_bytes = shutil.disk_usage(_existing(Path(work_dir))).free
     report.problems = checks.problems(report, runner, cfg, hook)
-    report.warnings = checks.warnings(report, runner, hook) + said.lines
+    report.warnings = checks.warnings(report, runner) + said.lines
     return report
 
 
