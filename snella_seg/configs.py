@@ -50,10 +50,10 @@ def tool(name: str) -> str:
         FileNotFoundError: when there is no such tool.
     """
     package = Path(__file__).resolve().parent
-    return _find((package / ".mim" / "tools", package.parent / "tools"), (name,))[0]
+    return _find((package / ".mim" / "tools", package.parent / "tools"), (name,), "tool")[0]
 
 
-def _find(folders: tuple[Path, ...], names: tuple[str, ...]) -> list[str]:
+def _find(folders: tuple[Path, ...], names: tuple[str, ...], what: str = "config") -> list[str]:
     if not names:
         raise ValueError("name at least one config")
     folder = next((f for f in folders if f.is_dir()), None)
@@ -65,6 +65,7 @@ def _find(folders: tuple[Path, ...], names: tuple[str, ...]) -> list[str]:
             beside = sorted(p.name for p in parent.glob("*.py")) if parent.is_dir() else []
             near = difflib.get_close_matches(Path(name).name, beside, cutoff=0.3) or beside[:8]
             raise FileNotFoundError(
-                f"no {name} in {folder}" + (f"; near matches: {', '.join(near)}" if near else "")
+                f"no {what} {name} in {folder}"
+                + (f"; near matches: {', '.join(near)}" if near else "")
             )
     return [str(folder / name) for name in names]

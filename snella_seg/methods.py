@@ -5,9 +5,7 @@ the same. A method's settings go before the config's own.
 """
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 ALLOCATIONS = ("competition", "uniform", "fixed")
 
@@ -31,7 +29,7 @@ class Method:
 
     label: str
     about: str
-    adapter: Mapping = field(default_factory=lambda: MappingProxyType({}))
+    adapter: dict = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
     trainable: tuple[str, ...] | None = None
     allocation: str | None = "competition"

@@ -42,8 +42,8 @@ def refused(outcome, *fragments: str) -> None:
 
 OPTIONS = {
     "kernel": (
-        'model = dict(backbone=dict(adapter=dict(kernel="linear")))',
-        "unknown kernel 'linear'; choose one of distance, mixed",
+        'model = dict(backbone=dict(adapter=dict(kernel="cubic")))',
+        "unknown kernel 'cubic'; choose one of distance, linear, mixed",
     ),
     "sparsifier": (
         'model = dict(backbone=dict(adapter=dict(sparsifier="top")))',

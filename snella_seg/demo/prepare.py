@@ -43,7 +43,9 @@ def prepare(cfg: Config) -> None:
     root = Path(cfg.train_dataloader.dataset.data_root).parents[1]
     source = _quiet(Config.fromfile(own("_base_/demo_source.py")[0]), "source", root)
     frozen = _quiet(Config(cfg.to_dict()), "frozen", root)
-    frozen.model.backbone.update(method="snella", targets=[])
+    frozen.model.backbone.targets = []
+    if "method" in frozen.model.backbone:  # of a demo by another method
+        frozen.model.backbone.method = "snella"
     frozen.custom_hooks = []
     source_key = _key(str(VERSION), source)
     key = _key(source_key, frozen)
