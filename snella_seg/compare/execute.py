@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from ..configs import tool
 from ..files import write_text
+from ..preflight.report import duration
 from .plan import Run
 from .results import RESULT, RunFailed, read_run
 
@@ -60,10 +61,10 @@ def execute(
                 spent.append(seconds)
             left = (len(runs) - done) * sum(spent) / len(spent) / jobs if spent else 0
             outcome = result.get("error") or f"mIoU {result['mIoU']:.2f}"
-            took = "was there" if seconds is None else _duration(seconds)
+            took = "was there" if seconds is None else duration(seconds)
             say(
                 f"[{done}/{len(runs)}] {run}: {outcome} ({took})"
-                + (f"; about {_duration(left)} left" if left else "")
+                + (f"; about {duration(left)} left" if left else "")
             )
         return result
 
@@ -73,7 +74,7 @@ def execute(
         except BaseException:  # an interrupt ends the runs in progress; begin no other
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    say(f"{len(runs)} runs, {_duration(time.monotonic() - started)}")
+    say(f"{len(runs)} runs, {duration(time.monotonic() - started)}")
     return results
 
 
@@ -117,11 +118,3 @@ def _environment(jobs: int) -> dict[str, str]:
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     return environment
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
