@@ -17,7 +17,6 @@ from mmseg.registry import MODELS
 from report import environment
 
 import snella_seg.register  # noqa: F401
-from snella_seg import runtime
 from snella_seg.artifacts import (
     find_wrapper,
     make_delta,
@@ -29,10 +28,11 @@ from snella_seg.artifacts import (
     strip_frozen,
 )
 from snella_seg.artifacts.sparse_delta import position_bytes
-from snella_seg.configs import own
-from snella_seg.files import atomic_write
+from snella_seg.budget.importances import ImportanceTracker
+from snella_seg.cli.machine import fit_to_machine
+from snella_seg.configs import load_config, own
 from snella_seg.inject import is_adapter_key, list_adapters
-from snella_seg.tracking import ImportanceTracker
+from snella_seg.loading.files import atomic_write
 
 CONFIGS = {
     "ViT-T (64-channel heads)": "snella_upernet_camvid.py",
@@ -51,8 +51,8 @@ backbone only. In brackets: how many times smaller than full fine-tuning's file 
 
 def build(config: str, folder: Path):
     """A config's segmentor, its base in a file, factors and all else random."""
-    cfg = runtime.load_config(own(config)[0])
-    runtime.fit_to_machine(cfg, "none")
+    cfg = load_config(own(config)[0])
+    fit_to_machine(cfg, "none")
     cfg.model.pretrained = None
     cfg.model.backbone.backbone.update(init_cfg=None, pretrained=None)
     init_default_scope("mmseg")

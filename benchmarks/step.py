@@ -20,9 +20,9 @@ from report import Report, device_name, slug
 from upernet import CONFIGS, UperNet
 from variants import BLOCK, LINEAR, MODEL, VARIANTS
 
+from snella_seg.budget.importances import ImportanceTracker
+from snella_seg.engine.threshold_search import ThresholdSearch
 from snella_seg.functional import KERNELS, allocate_budget, quantile_threshold
-from snella_seg.functional.threshold import ThresholdSearch
-from snella_seg.tracking import ImportanceTracker
 
 SECTIONS = {
     "linear": "One layer",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from variants import HEADS, SPARSITY, Variant, tune
 
 import snella_seg.register  # noqa: F401
-from snella_seg import runtime
-from snella_seg.configs import own
+from snella_seg.cli.machine import fit_to_machine
+from snella_seg.configs import load_config, own
 
 CONFIGS = {"vit_b": "snella_upernet_ade20k.py", "swin_t": "snella_upernet_swin_ade20k.py"}
 
@@ -39,8 +39,8 @@ class UperNet:
     ) -> None:
         init_default_scope("mmseg")
         self.name, self.setting = name, setting
-        cfg = runtime.load_config(own(CONFIGS[name])[0])
-        runtime.fit_to_machine(cfg, "none")  # one process: BN instead of SyncBN
+        cfg = load_config(own(CONFIGS[name])[0])
+        fit_to_machine(cfg, "none")  # one process: BN instead of SyncBN
         model = self._resize(cfg.model, head_channels, smoke)
         self.backbone_cfg = model.backbone
         self.inner_cfg = model.backbone.backbone

@@ -5,15 +5,13 @@ _base_ = __import__("snella_seg").stock("_base_/default_runtime.py") + [
     "./_base_/demo_vit_upernet.py",
     "./_base_/demo_schedule.py",
 ]
-prepare = "snella_seg.demo.prepare:prepare"
+prepare = "snella_seg.lab.demo.prepare:prepare"
 model = dict(
     backbone=dict(
         _delete_=True,
         type="SnellaBackbone",
         backbone={{_base_.model.backbone}},
-        adapter=dict(rank=16, kernel="mixed", sparsifier="weighted", initial_sparsity=0.0),
-        targets="auto",
-        trainable=["cls_token"],
+        adapter=dict(rank=16),
         init_cfg=dict(type="Pretrained", checkpoint="data/snella_demo/source.pth"),
     )
 )

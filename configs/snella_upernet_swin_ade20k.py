@@ -9,9 +9,6 @@ model = dict(
         _delete_=True,
         type="SnellaBackbone",
         backbone={{_base_.model.backbone}},
-        adapter=dict(rank=32, kernel="mixed", sparsifier="weighted", initial_sparsity=0.0),
-        targets="auto",
-        trainable="auto",  # the output norms, which no ImageNet checkpoint has
     ),
     decode_head=dict(num_classes=150),
     auxiliary_head=dict(num_classes=150),

@@ -24,7 +24,7 @@ from snella_seg.functional import (
     sparsify,
 )
 from snella_seg.functional.sparsify import apply_threshold
-from snella_seg.report.style import OKABE_ITO, clean, new_figure, save
+from snella_seg.lab.style import OKABE_ITO, clean, new_figure, save
 
 FOLDER = Path(__file__).parent / "images"
 BLUE, RED, GREEN, PINK, ORANGE = OKABE_ITO[:5]

@@ -18,15 +18,15 @@ CONFIG_CLASSES = (
     "snella_seg.hooks.SparsityAllocationHook",
     "snella_seg.hooks.SnellaCheckpointHook",
     "snella_seg.optim.SnellaOptimWrapperConstructor",
-    "snella_seg.evaluation.ClassIoUMetric",
+    "snella_seg.models.class_iou.ClassIoUMetric",
 )
 MODULES = (
     "snella_seg.functional",
     "snella_seg.layers",
     "snella_seg.inject",
-    "snella_seg.methods",
+    "snella_seg.inject.methods",
     "snella_seg.artifacts",
-    "snella_seg.runtime",
+    "snella_seg.cli.runtime",
 )
 _RECEIVERS = ("self", "cls")
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
@@ -172,7 +172,7 @@ def entry(name: str, value, anchors: dict[str, str]) -> list[str]:
 
 def methods_table() -> list[str]:
     """What ``model.backbone.method`` may be."""
-    from snella_seg.methods import METHODS
+    from snella_seg.inject.methods import METHODS
 
     rows = [(f"`{name}`", method.label, method.about) for name, method in METHODS.items()]
     cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
@@ -184,7 +184,9 @@ def render() -> str:
     importlib.import_module("snella_seg.register")
     found = groups()
     anchors = {name: slug(name) for pairs in found.values() for name, _ in pairs}
-    anchors |= {path: slug(path) for path in MODULES} | {"METHODS": slug("snella_seg.methods")}
+    anchors |= {path: slug(path) for path in MODULES} | {
+        "METHODS": slug("snella_seg.inject.methods")
+    }
     whole_words = dict(break_long_words=False, break_on_hyphens=False)
     lines = ["# API", "", f"Made of the docstrings by `{COMMAND}`; do not edit it by hand.", ""]
     for heading, pairs in found.items():
@@ -196,7 +198,7 @@ def render() -> str:
         lines += [f"## {heading}", ""]
         if heading in MODULES:
             lines += [linked(docstring(importlib.import_module(heading)), anchors), ""]
-        if heading == "snella_seg.methods":
+        if heading == "snella_seg.inject.methods":
             lines += methods_table()
         for name, value in pairs:
             lines += entry(name, value, anchors)

@@ -1,4 +1,4 @@
-"""Where base configs lie: those of the installed mmsegmentation, and ours.
+"""Where base configs lie: those of the installed mmsegmentation, and ours; and how types read.
 
 Use them in the ``_base_`` of a config, as an expression (mmengine reads it before anything else)::
 
@@ -8,6 +8,10 @@ Use them in the ``_base_`` of a config, as an expression (mmengine reads it befo
 import difflib
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def stock(*names: str) -> list[str]:
@@ -51,6 +55,126 @@ def tool(name: str) -> str:
     """
     package = Path(__file__).resolve().parent
     return _find((package / ".mim" / "tools", package.parent / "tools"), (name,), "tool")[0]
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> "Config":
+    """Read a config, merge ``--cfg-options`` into it, and find the files that it names.
+
+    A relative path of weights or data is looked for where the process stands, then in the folder
+    of the config and in the folders above that; so a config works from anywhere, and so does one
+    that a run left in its work dir.
+
+    Args:
+        path: of the config.
+        options: keys with dots -> values.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        ValueError: when it is not Python.
+    """
+    from mmengine.config import Config
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"config not found: {path}")
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(
+            f"config {path}: {error.msg}, see {(error.text or '').strip()!r}"
+        ) from None
+    if options:
+        cfg.merge_from_dict(options)
+    find_files(cfg, path.resolve().parent)
+    return cfg
+
+
+#: Keys of a config that hold the path of weights, a folder or a list of files.
+_PATHS = (
+    "checkpoint",
+    "base_checkpoint",
+    "pretrained",
+    "checkpoint_path",
+    "load_from",
+    "data_root",
+)
+
+
+def find_files(node: Any, folder: Path) -> None:
+    """Make relative paths in a config absolute where they lead somewhere only from elsewhere.
+
+    Args:
+        node: a config or a part of it, changed in place.
+        folder: where to look, and in all folders above it, for what is not found from here.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in _PATHS and isinstance(value, str):
+                node[key] = _found(value, folder)
+            else:
+                find_files(value, folder)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            find_files(value, folder)
+
+
+def _found(path: str, folder: Path) -> str:
+    """A path as it is where that leads somewhere, or nowhere does; else an absolute one."""
+    if not path or "://" in path or Path(path).is_absolute() or Path(path).exists():
+        return path
+    for above in (folder, *folder.parents):
+        if (above / path).exists():
+            return str(above / path)
+    return path
+
+
+def type_name(config: Any) -> str:
+    """The name of the class that a part of a config asks for, however it is written.
+
+    Args:
+        config: a dict with a ``type``: the name of a class, its dotted path, or the class itself,
+            as configs in Python (``read_base()``) have it. Or such a type.
+
+    Returns:
+        The bare name; empty where there is no type.
+    """
+    kind = config.get("type") if isinstance(config, dict) else config
+    if kind is None:
+        return ""
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    return name.rpartition(".")[2]
+
+
+def replace_type(node: Any, old: str, new: str) -> None:
+    """Let all parts of a config that ask for one class ask for another, in place."""
+    if isinstance(node, dict):
+        if type_name(node) == old:
+            node["type"] = new
+        for value in node.values():
+            replace_type(value, old, new)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            replace_type(value, old, new)
+
+
+def require_mmseg() -> None:
+    """Raise ImportError naming the extra to install, unless mmengine, mmcv and mmseg are there.
+
+    Packages that need them call this before they import anything of theirs.
+    """
+    missing = [name for name in ("mmengine", "mmcv", "mmseg") if not _is_there(name)]
+    if missing:
+        raise ImportError(
+            f"this part of snella_seg needs {', '.join(missing)}: pip install 'snella_seg[mm]' "
+            "(or keep your own OpenMMLab packages and install what they lack)"
+        )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def _find(folders: tuple[Path, ...], names: tuple[str, ...], what: str = "config") -> list[str]:

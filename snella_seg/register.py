@@ -3,5 +3,5 @@
 In a config: ``custom_imports = dict(imports=['snella_seg.register'])``
 """
 
-from . import _require, evaluation, hooks, models, optim  # noqa: F401
+from . import hooks, models, optim  # noqa: F401
 from .artifacts import adapter_file  # noqa: F401  mmengine then reads adapter files

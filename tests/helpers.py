@@ -1,5 +1,6 @@
 """What tests share besides fixtures: a tiny dataset and config, tools in this process."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -65,3 +66,24 @@ def _forget_named_instances() -> None:
     for base in (MessageHub, MMLogger, DefaultScope, Visualizer):
         for cls in classes(base):
             cls._instance_dict.clear()
+
+
+def validations(work_dir: Path) -> list[dict]:
+    """The metrics of each validation of the newest run, as the JSON log has them."""
+    log = max(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line for line in lines if "mIoU" in line]
+
+
+def scores_of(work_dir: Path) -> dict:
+    """The metrics of a test run."""
+    return json.loads(max(work_dir.glob("*/*.json")).read_text())
+
+
+def history(work_dir: Path) -> list[dict]:
+    lines = (work_dir / "sparsity_history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def same_metrics(found: dict, expected: dict) -> bool:
+    return all(found[key] == expected[key] for key in ("aAcc", "mIoU", "mAcc"))

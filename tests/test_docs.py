@@ -210,7 +210,7 @@ def test_all_other_commands_of_the_page_are_known():
 
 
 def test_the_configs_of_the_page_can_be_read(tmp_path):
-    from snella_seg.runtime import load_config
+    from snella_seg.configs import load_config
 
     for path in write_configs(tmp_path):
         assert load_config(str(path)).model.backbone.type == "SnellaBackbone"

@@ -112,7 +112,7 @@ assert importlib.util.find_spec('mmseg') is None
 import sys, torch
 from snella_seg.functional import distance_kernel
 from snella_seg.inject import add_adapters
-import snella_seg.layers, snella_seg.tracking, snella_seg.summary, snella_seg.convert
+import snella_seg.layers, snella_seg.engine, snella_seg.budget
 assert not {'mmengine', 'mmcv', 'mmseg', 'timm'} & set(sys.modules)
 print(len(add_adapters(torch.nn.Sequential(torch.nn.Linear(4, 4)), targets=['0'])))
 """

@@ -1,34 +1,9 @@
 """Write a task as an adapter file: ``export_adapter.py CONFIG CHECKPOINT OUT.safetensors``.
 
-It holds the adapters, what else was trained in the backbone, the heads, class names, and the name
-and digest of the base. ``tools/test.py CONFIG OUT.safetensors`` takes it for a checkpoint.
+The same as ``snella-seg export_adapter``; see ``snella_seg/cli/export_adapter.py``.
 """
 
-import argparse
-from pathlib import Path
-
-import snella_seg.register  # noqa: F401
-from snella_seg import runtime
-from snella_seg.artifacts import save_adapter
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="config that the checkpoint was trained with")
-    parser.add_argument("checkpoint", help="a .pth file")
-    parser.add_argument("out", type=Path, help="the adapter file to write (.safetensors)")
-    parser.add_argument("--no-heads", action="store_true", help="leave the heads out")
-    return parser.parse_args()
-
-
-@runtime.plain_errors
-def main() -> None:
-    args = parse_args()
-    model = runtime.build_segmentor(runtime.load_config(args.config), args.checkpoint)
-    file = save_adapter(model, args.out, heads=not args.no_heads)
-    size = args.out.stat().st_size / 1e6
-    print(f"{args.out}: {len(file.info['matrices'])} matrices, {size:.2f} MB")
-
+from snella_seg.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("export_adapter")

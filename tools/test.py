@@ -1,85 +1,9 @@
-"""Test a segmentor: ``python tools/test.py CONFIG CHECKPOINT``. Options as of mmseg's test.py."""
+"""Test a segmentor: ``python tools/test.py CONFIG CHECKPOINT``. Options as of mmseg's test.py.
 
-import argparse
-import os
+The same as ``snella-seg test``; see ``snella_seg/cli/test.py``.
+"""
 
-try:
-    from snella_seg import _require  # noqa: F401
-except ImportError as missing:
-    raise SystemExit(f"error: {missing}") from None
-
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
-
-import snella_seg.register  # noqa: E402, F401
-from snella_seg import runtime  # noqa: E402
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Test a segmentor")
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--work-dir", help="where the metrics go, as JSON")
-    parser.add_argument("--out", help="folder for the predicted label maps")
-    parser.add_argument("--show", action="store_true", help="show predictions in a window")
-    parser.add_argument("--show-dir", help="folder for painted images")
-    parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each image")
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    return args
-
-
-def draw_predictions(cfg, args: argparse.Namespace) -> None:
-    """Switch on mmseg's visualization hook."""
-    hook = cfg.default_hooks.get("visualization")
-    if hook is None:
-        raise ValueError(
-            "--show and --show-dir need default_hooks.visualization="
-            "dict(type='SegVisualizationHook') in the config"
-        )
-    hook.update(draw=True)
-    if args.show:
-        hook.update(show=True, wait_time=args.wait_time)
-    if args.show_dir:
-        cfg.visualizer.save_dir = args.show_dir
-
-
-@runtime.plain_errors
-def main() -> None:
-    args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
-    runtime.set_work_dir(cfg, args.work_dir, args.config)
-    runtime.fit_to_machine(cfg, args.launcher)
-    runtime.prepare(cfg)
-    runtime.check_checkpoint(args.checkpoint, "checkpoint")
-    cfg.load_from = args.checkpoint
-    if args.show or args.show_dir:
-        draw_predictions(cfg, args)
-    if args.tta:
-        if not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
-            raise ValueError("--tta needs tta_model and tta_pipeline in the config")
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.tta_model.module = cfg.model
-        cfg.model = cfg.tta_model
-    if args.out:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runtime.check_datasets(cfg, "test_dataloader")
-    runtime.allow_numpy_scalars()
-    runner = Runner.from_cfg(cfg)
-    runtime.refuse_other_heads(runner.model)
-    runner.test()
-    runtime.leave_process_group()
-
+from snella_seg.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("test")

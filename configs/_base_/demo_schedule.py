@@ -1,5 +1,5 @@
 # The embedded demo's schedule: 250 iterations of 8 images and one validation at the end.
-custom_imports = dict(imports=["snella_seg.register", "snella_seg.demo.report"])
+custom_imports = dict(imports=["snella_seg.register", "snella_seg.lab.demo.demo_report"])
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="SnellaOptimWrapperConstructor",

@@ -1,10 +1,13 @@
-"""What a training run leaves and what is done with it: adapter files, merged models, sparse deltas,
-several tasks over one base."""
+"""What is done with what a run leaves: adapter files, merging, sparse deltas, several tasks."""
 
-from .. import _require  # noqa: F401
-from .adapter_file import AdapterFile, load_adapter, read_adapter, save_adapter
-from .compose import adapter_overlap, combine_adapters
-from .merge import (
+from ..configs import require_mmseg
+
+require_mmseg()
+
+from ..models import find_wrapper, find_wrappers, strip_frozen, task_state  # noqa: E402
+from .adapter_file import AdapterFile, load_adapter, read_adapter, save_adapter  # noqa: E402
+from .compose import adapter_overlap, combine_adapters  # noqa: E402
+from .merging import (  # noqa: E402
     half_precision_loss,
     merge_adapters,
     merged_backbone,
@@ -12,7 +15,7 @@ from .merge import (
     stock_config,
     unmerge_adapters,
 )
-from .sparse_delta import (
+from .sparse_delta import (  # noqa: E402
     SparseDelta,
     apply_delta,
     load_delta,
@@ -20,8 +23,7 @@ from .sparse_delta import (
     remove_delta,
     save_delta,
 )
-from .state import find_wrapper, find_wrappers, strip_frozen, task_state
-from .switch import AdapterSwitch
+from .switch import AdapterSwitch  # noqa: E402
 
 __all__ = [
     "AdapterFile",

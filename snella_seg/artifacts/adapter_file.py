@@ -14,9 +14,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, some
-from ..files import load_safetensors, save_safetensors
-from ..header import (
+from ..configs import type_name
+from ..inject import get_method, list_adapters
+from ..layers import Adapter
+from ..loading import CheckpointError, some
+from ..loading.files import load_safetensors, save_safetensors
+from ..loading.header import (
     FORMAT_VERSION,
     HEADER,
     check_adapter_options,
@@ -28,10 +31,8 @@ from ..header import (
     plain_config,
     restore_tuples,
 )
-from ..inject import is_adapter_key, list_adapters
-from ..layers import SnellaAdapter
+from ..models import find_wrapper, task_state
 from .config_trust import refuse_unknown_types
-from .state import find_wrapper, task_state
 
 FORMAT = "snella_seg.adapter"
 SUFFIX = ".safetensors"
@@ -46,10 +47,10 @@ class AdapterFile:
 
     Attributes:
         path: where it was read from.
-        info: ``header`` (adapter options and base, see :mod:`snella_seg.header`), ``prefix`` of
-            the wrapped backbone, ``matrices`` (name -> shape, rank, nonzero), ``model`` and
-            ``test_pipeline`` (configs), ``metainfo`` (classes, palette), ``heads`` (whether they
-            are in it), ``packages`` (versions).
+        info: ``header`` (adapter options and base, see :mod:`snella_seg.loading.header`),
+            ``prefix`` of the wrapped backbone, ``matrices`` (name -> shape, rank, nonzero),
+            ``model`` and ``test_pipeline`` (configs), ``metainfo`` (classes, palette), ``heads``
+            (whether they are in it), ``packages`` (versions).
         tensors: names as in the segmentor's state dict -> values.
     """
 
@@ -62,19 +63,19 @@ class AdapterFile:
         header = encode_header(self.info["header"])
         return {**self.tensors, self.info["prefix"] + HEADER: header}
 
-    def adapters(self) -> dict[str, SnellaAdapter]:
+    def adapters(self) -> dict[str, Adapter]:
         """Matrix name -> adapter, each on its own, in eval mode."""
-        inner, made = self.info["prefix"] + "backbone.", {}
-        for name in self.info["matrices"]:
-            module, _, kind = name.rpartition(".")
-            start = inner + (f"{module}." if module else "") + f"adapters.{kind}."
+        header, made = self.info["header"], {}
+        adapter_class = get_method(header.get("method", "snella")).adapter_class
+        for name, start in self._starts().items():
             state = {
                 k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)
             }
             try:
-                rows, columns = (state[f"{side}_factors"].shape[1] for side in ("out", "in"))
-                adapter = SnellaAdapter(columns, rows, **self.info["header"]["adapter"])
-                adapter.load_state_dict(state)
+                rows, columns = self.info["matrices"][name]["shape"]
+                with torch.device("meta"):  # whatever shape the file claims
+                    adapter = adapter_class(columns, rows, **header["adapter"])
+                adapter.load_state_dict(state, assign=True)
             except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
                 raise CheckpointError(
                     f"{self.path}: the adapter of {name} does not fit its options; get it anew"
@@ -98,7 +99,7 @@ class AdapterFile:
         config = {**self.info["model"]["backbone"], "targets": [], "init_cfg": None}
         config["backbone"] = inner = {**config["backbone"], "init_cfg": None}
         source = base_checkpoint or self.info["header"]["base"].get("source")
-        if inner["type"] == "TIMMBackbone" and inner.get("pretrained", True):
+        if type_name(inner) == "TIMMBackbone" and inner.get("pretrained", True):
             source = base_checkpoint  # timm itself knows where its weights are
         elif source is None:
             raise CheckpointError(f"{self.path} does not name its base; give base_checkpoint")
@@ -112,12 +113,20 @@ class AdapterFile:
 
     def extras(self) -> dict[str, Tensor]:
         """What else was trained in the backbone, under the stock backbone's names."""
-        inner = self.info["prefix"] + "backbone."
+        inner, starts = self.info["prefix"] + "backbone.", tuple(self._starts().values())
         return {
             name.removeprefix(inner): value
             for name, value in self.tensors.items()
-            if name.startswith(inner) and not is_adapter_key(name)
+            if name.startswith(inner) and not name.startswith(starts)
         }
+
+    def _starts(self) -> dict[str, str]:
+        """Matrix name -> how the names of its adapter's tensors begin."""
+        inner, starts = self.info["prefix"] + "backbone.", {}
+        for name in self.info["matrices"]:
+            module, _, kind = name.rpartition(".")
+            starts[name] = inner + (f"{module}." if module else "") + f"adapters.{kind}."
+        return starts
 
 
 def save_adapter(
@@ -161,7 +170,7 @@ def save_adapter(
         "matrices": {
             name: {
                 "shape": [adapter.out_features, adapter.in_features],
-                "rank": adapter.rank,
+                "rank": adapter.options().get("rank"),
                 "nonzero": adapter.num_nonzero,
             }
             for name, adapter in list_adapters(wrapper.backbone).items()
@@ -202,7 +211,13 @@ def read_adapter(path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
         ValueError: when something else is to be forced.
     """
     path, force = Path(path), _forced(force)
-    tensors, metadata = load_safetensors(path)
+    return _checked(path, *load_safetensors(path), force)
+
+
+def _checked(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], force: set[str]
+) -> AdapterFile:
+    """An adapter file from what its safetensors file holds; see :func:`read_adapter`."""
     if metadata.get("format") != FORMAT:
         kind = metadata.get("format") or "unknown"
         raise CheckpointError(
@@ -292,7 +307,7 @@ def load_from_safetensors(filename: str, map_location=None) -> dict:
     tensors, metadata = load_safetensors(filename)
     if metadata.get("format") != FORMAT:
         return dict(state_dict=tensors, meta={})
-    file = read_adapter(filename)
+    file = _checked(Path(filename), tensors, metadata, set())
     meta = dict(dataset_meta=file.info["metainfo"]) if file.info["metainfo"] else {}
     return dict(state_dict=file.state_dict(), meta=meta)
 

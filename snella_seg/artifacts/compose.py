@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
-from ..header import compare_base
 from ..inject import find_matrices
+from ..loading import CheckpointError
+from ..loading.header import compare_base
 from ..models import SnellaBackbone
 from .adapter_file import AdapterFile
 

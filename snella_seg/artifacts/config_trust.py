@@ -3,7 +3,7 @@
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmseg.registry import MODELS, TASK_UTILS, TRANSFORMS
 
-from ..checkpoint import CheckpointError
+from ..loading import CheckpointError
 
 
 def refuse_unknown_types(config, where: str) -> None:

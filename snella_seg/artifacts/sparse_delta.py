@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, some
-from ..files import load_safetensors, save_safetensors
-from ..header import FORMAT_VERSION, check_version, fingerprint
+from ..loading import CheckpointError, load_safetensors, save_safetensors, some
+from ..loading.header import FORMAT_VERSION, check_version, fingerprint
 
 FORMAT = "snella_seg.delta"
 _BITS = {
@@ -37,7 +36,7 @@ class SparseDelta:
         positions: name -> flat indices of the changed weights, int64, ascending.
         changes: name -> exclusive or of old and new bits, an integer of the weight's width each.
         shapes: name -> shape of the tensor.
-        base, merged: digests (:func:`snella_seg.header.fingerprint`) before and after.
+        base, merged: digests (:func:`snella_seg.loading.header.fingerprint`) before and after.
     """
 
     positions: dict[str, np.ndarray]

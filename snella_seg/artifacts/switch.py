@@ -1,5 +1,6 @@
 """Several tasks over one frozen base, in one process."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, some
-from ..header import compare_base
+from ..configs import replace_type
 from ..inject import attach_adapters, detach_adapters
-from ..layers import SnellaAdapter
+from ..layers import Adapter
+from ..loading import CheckpointError, some
+from ..loading.header import compare_base
 from ..models import SnellaBackbone
 from .adapter_file import AdapterFile, read_adapter
 from .config_trust import refuse_unknown_types
@@ -30,7 +32,7 @@ class Task:
     """
 
     segmentor: nn.Module
-    adapters: dict[str, SnellaAdapter]
+    adapters: dict[str, Adapter]
     extras: dict[str, Tensor]
 
 
@@ -149,6 +151,7 @@ class AdapterSwitch:
         del self.tasks[name]
 
     def _detach(self, backbone: SnellaBackbone) -> None:
+        backbone.restore_modules()
         detach_adapters(backbone.backbone)
         self._set(self._base, backbone)
         self.active = None
@@ -197,7 +200,7 @@ class AdapterSwitch:
             return backbone
 
         config.backbone = ConfigDict(type=shared)
-        _use_batch_norm(config)
+        replace_type(config, "SyncBN", "BN")  # which needs a GPU, and several processes
         segmentor = MODELS.build(config)
         for part, module in segmentor.named_children():
             if module is not backbone:
@@ -208,19 +211,14 @@ class AdapterSwitch:
         segmentor.cfg = Config(dict(model=dict(file.info["model"]), test_pipeline=pipeline))
         segmentor.dataset_meta = file.info["metainfo"]
 
-        def refuse(*_):
-            if self.active != name:
-                raise RuntimeError(
-                    f"task {name!r} is not in use (in use: {self.active}); call "
-                    f"use_adapter({name!r}) first"
-                )
-
-        segmentor.register_forward_pre_hook(refuse)
+        segmentor.register_forward_pre_hook(functools.partial(_refuse_idle, self, name))
         return segmentor.eval().requires_grad_(False)
 
 
-def _use_batch_norm(config) -> None:
-    """A single process has no use for SyncBN, which needs a GPU."""
-    from ..runtime import replace_type
-
-    replace_type(config, "SyncBN", "BN")
+def _refuse_idle(switch: AdapterSwitch, name: str, *_) -> None:
+    """Refuse to run a task's segmentor while another task is in use."""
+    if switch.active != name:
+        raise RuntimeError(
+            f"task {name!r} is not in use (in use: {switch.active}); call use_adapter({name!r}) "
+            "first"
+        )

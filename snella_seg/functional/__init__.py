@@ -1,29 +1,38 @@
-"""The SNELLA method as pure functions: torch and numpy only, no state, no OpenMMLab import."""
+"""The SNELLA method as pure functions: the definition, and nothing of how it is computed fast.
+
+torch and numpy only, no state. :mod:`snella_seg.engine` computes the same quickly.
+"""
 
 from .allocation import allocate_budget, budget_schedule
-from .blocks import DeltaBlock
 from .delta import DeltaRule
-from .importance import ema_importance, importance_score
-from .kernels import KERNELS, distance_kernel, linear_kernel, mixed_kernel
-from .product import adapted_linear, adapted_weight
-from .sparsify import SPARSIFIERS, sparsify
-from .threshold import Bracket, quantile_threshold
+from .importance import ema_importance, ema_importance_, importance_score
+from .kernels import (
+    KERNELS,
+    distance_kernel,
+    get_kernel,
+    linear_kernel,
+    mixed_kernel,
+    register_kernel,
+)
+from .sparsify import SPARSIFIERS, get_sparsifier, register_sparsifier, sparsify
+from .threshold import quantile_threshold
 
 __all__ = [
     "KERNELS",
     "SPARSIFIERS",
-    "Bracket",
-    "DeltaBlock",
     "DeltaRule",
-    "adapted_linear",
-    "adapted_weight",
     "allocate_budget",
     "budget_schedule",
     "distance_kernel",
     "ema_importance",
+    "ema_importance_",
+    "get_kernel",
+    "get_sparsifier",
     "importance_score",
     "linear_kernel",
     "mixed_kernel",
     "quantile_threshold",
+    "register_kernel",
+    "register_sparsifier",
     "sparsify",
 ]

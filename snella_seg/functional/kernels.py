@@ -2,7 +2,13 @@
 
 Factors have H heads of r/H columns each; ``in_factors`` is P with shape (H, in, r/H) and
 ``out_factors`` is Q with shape (H, out, r/H). The result has the shape of the weight, (out, in).
+
+A kernel of your own is a function and a line, ``register_kernel(name, function, scalars)``; it then
+works wherever a kernel is named.
 """
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +21,12 @@ def head_weights(heads: int, scale: float, like: Tensor) -> Tensor:
     return weights
 
 
-def _check_factors(in_factors: Tensor, out_factors: Tensor) -> None:
+def check_factors(in_factors: Tensor, out_factors: Tensor) -> None:
+    """Refuse factors that do not fit each other.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
     if in_factors.ndim != 3 or out_factors.ndim != 3:
         raise ValueError(
             "factors must have three dimensions, (heads, features, rank / heads), got "
@@ -47,7 +58,7 @@ def distance_kernel(in_factors: Tensor, out_factors: Tensor, scale: float = 0.1)
     Raises:
         ValueError: if the factors do not fit each other.
     """
-    _check_factors(in_factors, out_factors)
+    check_factors(in_factors, out_factors)
     distances = torch.cdist(
         out_factors, in_factors, compute_mode="donot_use_mm_for_euclid_dist"
     )  # (H, out, in)
@@ -95,13 +106,95 @@ def linear_kernel(in_factors: Tensor, out_factors: Tensor, scale: float = 1.0) -
     Returns:
         Tensor of shape (out, in).
     """
-    _check_factors(in_factors, out_factors)
+    check_factors(in_factors, out_factors)
     return scale * torch.einsum("hor,hir->oi", out_factors, in_factors)
 
 
-#: Kernel name -> (function, initial value of each learnable scalar that it takes, in order).
-KERNELS = {
-    "distance": (distance_kernel, {}),
-    "linear": (linear_kernel, {}),
-    "mixed": (mixed_kernel, {"alpha": 1.0, "gamma": 1.0, "beta": 0.0}),
-}
+class Kernel(NamedTuple):
+    """A registered kernel.
+
+    Attributes:
+        function: ``function(in_factors, out_factors, *scalars, scale) -> (out, in)``.
+        scalars: name -> initial value of each learnable scalar, in the order of the function.
+        columnwise: whether a column of the result depends on that row of ``in_factors`` alone, so
+            that the result may be made of parts.
+    """
+
+    function: Callable[..., Tensor]
+    scalars: Mapping[str, float]
+    columnwise: bool
+
+
+#: Name -> kernel; :func:`register_kernel` adds to it.
+KERNELS: dict[str, Kernel] = {}
+
+
+def register_kernel(
+    name: str,
+    function: Callable[..., Tensor],
+    scalars: Mapping[str, float] | None = None,
+    columnwise: bool | None = None,
+) -> None:
+    """Let ``kernel=name`` stand for a function, in training and wherever else deltas are made.
+
+    Gradients come from autograd, so the function must consist of differentiable operations.
+
+    Args:
+        name: a new one.
+        function: ``function(in_factors, out_factors, *scalars, scale) -> (out, in)``, with
+            in_factors (H, in, r/H), out_factors (H, out, r/H), each scalar a tensor of shape (1,),
+            and ``scale`` a float.
+        scalars: name -> initial value of each learnable scalar, in the function's order; names
+            that a parameter may have, and not those of the factors.
+        columnwise: whether a column of the result depends on that row of ``in_factors`` alone.
+            Then large matrices are made in parts, which saves memory. None finds out on small
+            random factors.
+
+    Raises:
+        ValueError: on a name that is taken, scalars that cannot be parameters, or a function that
+            does not return (out, in).
+    """
+    scalars = dict(scalars or {})
+    if name in KERNELS and KERNELS[name].function is not function:
+        raise ValueError(f"a kernel {name!r} is registered already; choose another name")
+    taken = {"in_factors", "out_factors", "sparsity"}
+    wrong = [s for s in scalars if not s.isidentifier() or s in taken]
+    if wrong:
+        raise ValueError(f"scalars of a kernel must be new parameter names, got {wrong[0]!r}")
+    if columnwise is None:
+        columnwise = _is_columnwise(function, scalars)
+    KERNELS[name] = Kernel(function, scalars, columnwise)
+
+
+def get_kernel(name: str) -> Kernel:
+    """Look a kernel up.
+
+    Raises:
+        ValueError: when there is none of that name; the known ones are listed.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"unknown kernel {name!r}; choose one of {', '.join(sorted(KERNELS))}")
+    return KERNELS[name]
+
+
+@torch.no_grad()
+def _is_columnwise(function: Callable[..., Tensor], scalars: Mapping[str, float]) -> bool:
+    """Whether some columns of a kernel, made alone, are those of the whole; and check its shape."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (
+        torch.randn(2, features, 3, dtype=torch.float64, generator=generator) for features in (7, 5)
+    )
+    values = [torch.full((1,), float(value), dtype=torch.float64) for value in scalars.values()]
+    whole = function(p, q, *values, scale=0.1)
+    if whole.shape != (5, 7):
+        raise ValueError(
+            "a kernel must return (out, in), here (5, 7) from in_factors (2, 7, 3) and out_factors "
+            f"(2, 5, 3), got {tuple(whole.shape)}"
+        )
+    parts = [function(p[:, part], q, *values, scale=0.1) for part in (slice(0, 3), slice(3, 7))]
+    return torch.allclose(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-12)
+
+
+register_kernel("distance", distance_kernel)
+register_kernel("linear", linear_kernel)
+register_kernel("mixed", mixed_kernel, {"alpha": 1.0, "gamma": 1.0, "beta": 0.0})

@@ -1,31 +1,126 @@
-"""Competition between the weights of one matrix: only the largest ``1 - sparsity`` take part."""
+"""Competition between the weights of one matrix: only the largest ``1 - sparsity`` take part.
+
+A sparsifier gives the factor beside K, which the gradient holds constant: ``delta = K * factor``.
+One of your own is a function and a line, ``register_sparsifier(name, function)``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .threshold import quantile_threshold
 
-SPARSIFIERS = ("weighted", "soft", "hard", "none")
+
+def weighted_factor(dense: Tensor, threshold: Tensor) -> Tensor:
+    """``|K| * 1[|K| > t]``: the reference implementation, hence the published figures."""
+    magnitude = dense.abs()
+    return magnitude * (magnitude > threshold)
 
 
-def apply_threshold(delta: Tensor, threshold: Tensor, mode: str) -> Tensor:
-    """Keep the entries of ``delta`` whose magnitude exceeds ``threshold``; see :func:`sparsify`."""
-    if mode == "none":
-        return delta
+def soft_factor(dense: Tensor, threshold: Tensor) -> Tensor:
+    """``max(|K| - t, 0)``: SNELL, arXiv 2411.01800, equation 5."""
+    return (dense.abs() - threshold).clamp_min(0)
+
+
+def hard_factor(dense: Tensor, threshold: Tensor) -> Tensor:
+    """``1[|K| > t]``."""
+    return (dense.abs() > threshold).to(dense.dtype)
+
+
+def full_factor(dense: Tensor, threshold: Tensor) -> Tensor:
+    """1 everywhere: all of K takes part, there is no competition."""
+    return torch.ones_like(dense)
+
+
+class Sparsifier(NamedTuple):
+    """A registered sparsifier.
+
+    Attributes:
+        factor: ``factor(dense, threshold) -> factor``, all of one shape but the 0-dim threshold.
+        competes: whether it looks at the threshold at all; without, there is no sparsity to set.
+        elementwise: whether an entry of the factor depends on that entry of K and the threshold
+            alone, so that the delta may be made of parts.
+    """
+
+    factor: Callable[[Tensor, Tensor], Tensor]
+    competes: bool
+    elementwise: bool
+
+
+#: Name -> sparsifier; :func:`register_sparsifier` adds to it.
+SPARSIFIERS: dict[str, Sparsifier] = {}
+
+
+def register_sparsifier(
+    name: str,
+    function: Callable[[Tensor, Tensor], Tensor],
+    competes: bool = True,
+    elementwise: bool | None = None,
+) -> None:
+    """Let ``sparsifier=name`` stand for a function, in training and wherever deltas are made.
+
+    Args:
+        name: a new one.
+        function: ``function(dense, threshold) -> factor`` with K and the factor of shape (out, in)
+            and a 0-dim threshold. The gradient holds the factor constant, whatever it computes.
+        competes: whether it looks at the threshold; False for one that lets all weights take part.
+        elementwise: whether an entry of the factor depends on that entry of K and the threshold
+            alone. Then large matrices are made in parts, which saves memory. None finds out on a
+            small random matrix.
+
+    Raises:
+        ValueError: on a name that is taken, or a function that does not return K's shape.
+    """
+    if name in SPARSIFIERS and SPARSIFIERS[name].factor is not function:
+        raise ValueError(f"a sparsifier {name!r} is registered already; choose another name")
+    if elementwise is None:
+        elementwise = _is_elementwise(function)
+    SPARSIFIERS[name] = Sparsifier(function, competes, elementwise)
+
+
+def get_sparsifier(name: str) -> Sparsifier:
+    """Look a sparsifier up.
+
+    Raises:
+        ValueError: when there is none of that name; the known ones are listed.
+    """
+    if name not in SPARSIFIERS:
+        raise ValueError(f"unknown sparsifier {name!r}; choose one of {', '.join(SPARSIFIERS)}")
+    return SPARSIFIERS[name]
+
+
+@torch.no_grad()
+def _is_elementwise(function: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether parts of a factor, made alone, are those of the whole; and check its shape."""
+    dense = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    threshold = dense.abs().median()
+    whole = function(dense, threshold)
+    if whole.shape != dense.shape:
+        raise ValueError(
+            f"a sparsifier must return a factor of K's shape, here (5, 7), got {tuple(whole.shape)}"
+        )
+    rows = torch.cat([function(part, threshold) for part in dense.split(2)])
+    columns = torch.cat([function(part, threshold) for part in dense.split(3, 1)], 1)
+    return all(torch.allclose(parts, whole, rtol=1e-9, atol=0) for parts in (rows, columns))
+
+
+register_sparsifier("weighted", weighted_factor)
+register_sparsifier("soft", soft_factor)
+register_sparsifier("hard", hard_factor)
+register_sparsifier("none", full_factor, competes=False)
+
+
+def apply_threshold(dense: Tensor, threshold: Tensor, mode: str) -> Tensor:
+    """Keep the entries of K whose magnitude exceeds ``threshold``; see :func:`sparsify`."""
+    sparsifier = get_sparsifier(mode)
     with torch.no_grad():
-        magnitude = delta.abs()
-        if mode == "weighted":
-            factor = magnitude * (magnitude > threshold)
-        elif mode == "soft":
-            factor = (magnitude - threshold).clamp_min(0)
-        elif mode == "hard":
-            factor = (magnitude > threshold).to(delta.dtype)
-        else:
-            raise ValueError(f"unknown sparsifier {mode!r}; choose one of {', '.join(SPARSIFIERS)}")
-    return delta * factor
+        factor = sparsifier.factor(dense, threshold)
+    return dense * factor
 
 
-def sparsify(delta: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
+def sparsify(dense: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
     """Zero out the small entries of a dense weight change K.
 
     With t the ``sparsity``-quantile of |K| (:func:`quantile_threshold`):
@@ -39,9 +134,9 @@ def sparsify(delta: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
     The factor beside K is a constant in the gradient in all of them. Ties at t fall out.
 
     Args:
-        delta: K, shape (out, in).
-        sparsity: share of weights that take no part, in [0, 1); 0 with ``none``.
-        mode: one of the names above.
+        dense: K, shape (out, in).
+        sparsity: share of weights that take no part, in [0, 1); 0 where none compete.
+        mode: a name in :data:`SPARSIFIERS`.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -51,6 +146,6 @@ def sparsify(delta: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
     """
     if not 0.0 <= float(sparsity) < 1.0:
         raise ValueError(f"sparsity must lie in [0, 1), got {float(sparsity)}")
-    if mode == "none" and sparsity:
-        raise ValueError(f"sparsifier 'none' keeps all weights, got sparsity {float(sparsity)}")
-    return apply_threshold(delta, quantile_threshold(delta, sparsity), mode)
+    if not get_sparsifier(mode).competes and sparsity:
+        raise ValueError(f"sparsifier {mode!r} keeps all weights, got sparsity {float(sparsity)}")
+    return apply_threshold(dense, quantile_threshold(dense, sparsity), mode)

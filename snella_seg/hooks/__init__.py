@@ -1,7 +1,11 @@
-"""Registers hooks with mmengine's HOOKS: competition for the budget, and checkpoints."""
+"""Registers hooks with mmengine: competition for the budget, checkpoints, exact resume."""
 
-from .. import _require  # noqa: F401
-from .checkpoint import SnellaCheckpointHook
-from .sparsity_allocation import SparsityAllocationHook
+from ..configs import require_mmseg
 
-__all__ = ["SnellaCheckpointHook", "SparsityAllocationHook"]
+require_mmseg()
+
+from .checkpoint import SnellaCheckpointHook  # noqa: E402
+from .exact_resume import ExactResumeHook  # noqa: E402
+from .sparsity_allocation import SparsityAllocationHook  # noqa: E402
+
+__all__ = ["ExactResumeHook", "SnellaCheckpointHook", "SparsityAllocationHook"]

@@ -3,17 +3,15 @@
 import re
 from pathlib import Path
 
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..artifacts.state import strip_frozen
-from ..files import ATOMIC, atomic_write, remove_partials
-from ..seeding import PositionSampler, seed_samples, seed_step
-
-_GRADIENTS = "snella_gradients"
+from ..loading.files import ATOMIC, atomic_write, remove_partials
+from ..models import strip_frozen
+from .exact_resume import ExactResumeHook
 
 
 @HOOKS.register_module()
@@ -27,42 +25,44 @@ class SnellaCheckpointHook(CheckpointHook):
         slim: leave the frozen base out of checkpoints. To test them or to resume, the base comes
             from where the config says (``init_cfg``, ``base_checkpoint``) and must be the same. A
             base of no known file is kept in, with a warning.
-        exact_resume: let every step and every sample draw random numbers of its own
-            (:mod:`snella_seg.seeding`), so that a run that was cut off and resumed ends with the
-            same bits as one that was not; gradients that wait for more
-            (``accumulative_counts``) travel in the checkpoint. In several processes they do not:
-            there ``interval`` should be a multiple of ``accumulative_counts``.
+        exact_resume: end a resumed run with the bits of an unbroken one
+            (:class:`snella_seg.hooks.ExactResumeHook`); False leaves it all to mmengine.
     """
 
     def __init__(self, *args, slim: bool = True, exact_resume: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.slim, self.exact_resume = slim, exact_resume
+        self.resuming = ExactResumeHook() if exact_resume else None
         local = self.out_dir is None or "://" not in str(self.out_dir)
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=ATOMIC)
         self._told = False
-        self._gradients: dict | None = None
-        self._sampler: PositionSampler | None = None
 
-    # Exact resume
+    # What exact resume needs to see
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if is_main_process() and Path(self.out_dir).is_dir():
             remove_partials(Path(self.out_dir))
-        if self.exact_resume:
-            self._prepare_exact_resume(runner)
+        if self.resuming is not None:
+            self.resuming.before_train(runner)
+            self._warn_of_lost_gradients(runner)
         if runner.iter > 0:
             self._finish_what_a_kill_cut_off(runner)
 
-    def _prepare_exact_resume(self, runner) -> None:
-        self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
-        self._seed_samples(runner)
-        if self._gradients is not None and runner.iter > 0:
-            named = dict(_unwrapped(runner).named_parameters())
-            for name, gradient in self._gradients.items():
-                named[name].grad = gradient.to(named[name].device)
-        self._gradients = None
+    def before_train_epoch(self, runner) -> None:
+        if self.resuming is not None:
+            self.resuming.before_train_epoch(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self.resuming is not None:
+            self.resuming.before_train_iter(runner, batch_idx, data_batch)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self.resuming is not None:
+            self.resuming.after_load_checkpoint(runner, checkpoint)
+
+    def _warn_of_lost_gradients(self, runner) -> None:
         counts = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
         if get_world_size() > 1 and not self.by_epoch and self.interval % counts:
             runner.logger.warning(
@@ -70,42 +70,6 @@ class SnellaCheckpointHook(CheckpointHook):
                 f"(accumulative_counts={counts}): gradients that wait are lost when resuming in "
                 "several processes"
             )
-
-    def _seed_samples(self, runner) -> None:
-        loop, loader = runner.train_loop, runner.train_dataloader
-        self._sampler = seed_samples(loader, runner.seed, get_rank())
-        if self._sampler is None:
-            runner.logger.warning(
-                "a resumed run will draw other augmentations: this dataloader's samples cannot be "
-                "seeded one by one"
-            )
-        elif not isinstance(loop, EpochBasedTrainLoop):
-            # Older mmengine has begun to draw, by workers that know nothing of seeds.
-            stream, loader._iterator = type(loop.dataloader_iterator), None
-            loop.dataloader_iterator = stream(loader)
-            self._sampler.start = _skipped_by_sampler(loop.dataloader_iterator, runner.iter)
-
-    def before_train_epoch(self, runner) -> None:
-        loop = runner.train_loop
-        if self._sampler is None or not isinstance(loop, EpochBasedTrainLoop):
-            return
-        self._sampler.start = runner.epoch * len(self._sampler)
-        length = len(loop.dataloader)
-        done = runner.iter - runner.epoch * length  # more than 0 when resumed within an epoch
-        if 0 < done <= length and loop.dataloader.batch_size:
-            self._sampler.pass_over = done * loop.dataloader.batch_size
-        elif done:
-            runner.logger.warning(
-                f"the checkpoint was written in epochs of another length than the {length} "
-                "iterations of this run: its epoch begins anew"
-            )
-
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if self.exact_resume:
-            seed_step(runner.seed, runner.iter, self._rank)
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._gradients = checkpoint.pop(_GRADIENTS, None)
 
     # Saving
 
@@ -122,10 +86,8 @@ class SnellaCheckpointHook(CheckpointHook):
                 "checkpoints hold the frozen base, since it came from no file that the config "
                 "names (model.backbone.init_cfg or base_checkpoint)"
             )
-        if self.exact_resume and get_world_size() == 1:
-            waiting = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            if waiting and not _has_updated(runner.optim_wrapper):
-                checkpoint[_GRADIENTS] = {n: g.cpu().clone() for n, g in waiting.items()}
+        if self.resuming is not None:
+            self.resuming.before_save_checkpoint(runner, checkpoint)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         """As mmengine's, in an order in which a kill loses nothing: write, point to it, remove."""
@@ -206,21 +168,6 @@ class SnellaCheckpointHook(CheckpointHook):
             outdated = found and path.name not in keep and int(found[2]) <= step
             if outdated and (self.save_best if found[1] else self.max_keep_ckpts > 0):
                 self._remove(str(path))
-
-
-def _skipped_by_sampler(iterator, done: int) -> int:
-    """How many indices mmengine lets the sampler leave out for ``done`` iterations.
-
-    Newer versions skip so where they can; otherwise batches are drawn and thrown away.
-    """
-    if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
-        return 0
-    return done * (iterator._resolve_batch_size() or 0)
-
-
-def _has_updated(optim_wrapper) -> bool:
-    """Whether the last step ended with an update, so that no gradients wait for more."""
-    return getattr(optim_wrapper, "should_update", lambda: True)()
 
 
 def _unwrapped(runner):

@@ -3,24 +3,15 @@
 import math
 from pathlib import Path
 
-import torch
 from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..churn import ChurnTracker
-from ..functional import allocate_budget, budget_schedule
-from ..inject import list_adapters
-from ..methods import ALLOCATIONS, METHODS, Method
-from ..summary import sparsity_by_kind, summarize
-from ..tracking import ImportanceTracker
-from .history import append_line, start_history
-
-
-class NoReallocationError(RuntimeError):
-    """A run that ended with the sparsities that it began with."""
+from ..budget import SparsityAllocator, append_line, start_history
+from ..inject import METHODS, Method, allocation_mode, summarize
+from ..inject.methods import ALLOCATIONS
 
 
 @HOOKS.register_module()
@@ -31,7 +22,8 @@ class SparsityAllocationHook(Hook):
     over accumulation and reduced over ranks. The budget falls from what the adapters start with
     to ``1 - target_sparsity`` of all weights, on a cubic curve
     (:func:`snella_seg.functional.budget_schedule`), and is split by
-    :func:`snella_seg.functional.allocate_budget`.
+    :func:`snella_seg.functional.allocate_budget`; :class:`snella_seg.budget.SparsityAllocator` does
+    the work, this hook says when.
 
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
@@ -46,19 +38,18 @@ class SparsityAllocationHook(Hook):
         final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
             the published schedule, which ends just above.
         importance: ``'sensitivity'``, ``'magnitude'`` or ``'frobenius'``, see
-            :class:`snella_seg.tracking.ImportanceTracker`.
+            :class:`snella_seg.budget.ImportanceTracker`.
         min_density: share of its weights that every matrix keeps, so that a starved one can win
             weights back; 0 is the published behaviour.
         beta1, beta2: decay rates of importance and uncertainty.
         allocation: ``'competition'``, ``'uniform'`` (the budget is scheduled, but every matrix is
             as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the
-            first iteration on). None for what the backbone's ``method`` asks for. A method that
-            asks for something else than competition has its way.
+            first iteration on). None for what the backbone's ``method`` asks for; another way than
+            the method has is refused.
 
     Raises:
-        ValueError: on options out of range, a model without adapters, or a run shorter than
-            warm-up and final epochs.
-        NoReallocationError: at the very end of a run that never reallocated.
+        ValueError: on options out of range, a model without adapters, a run shorter than warm-up
+            and final epochs, or than the time to the first reallocation. All at the start.
     """
 
     def __init__(
@@ -90,8 +81,8 @@ class SparsityAllocationHook(Hook):
         self.target_sparsity, self.interval = target_sparsity, interval
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.min_density, self.allocation = min_density, allocation
-        self.tracker_options = dict(importance=importance, beta1=beta1, beta2=beta2)
-        self.tracker: ImportanceTracker | None = None
+        self.importance = dict(importance=importance, beta1=beta1, beta2=beta2)
+        self.allocator: SparsityAllocator | None = None
         self.mode: str | None = None
         self._loaded: dict | None = None
         self._handles: list = []
@@ -100,40 +91,36 @@ class SparsityAllocationHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        method = _method_of(model)
-        self.mode = method.allocation
-        if self.mode == "competition" and self.allocation is not None:
-            self.mode = self.allocation
+        name, method = _method_of(model)
+        self.mode = allocation_mode(name, method, self.allocation)
         if self.mode is None:
-            self.tracker = None
+            self.allocator = None
             runner.logger.info(f"{method.label}: there is no sparsity to allocate")
             return
-        _refuse_without_sparsifier(model)
-        options = dict(self.tracker_options)
-        if method.importance is not None:
-            options["importance"] = method.importance
-        self.tracker = ImportanceTracker(model, **options)
-        self.churn = ChurnTracker(self.tracker.adapters)
-        self.adapters = list(self.tracker.adapters.values())
-        self.sizes = [adapter.size for adapter in self.adapters]
         self.period = self.interval or iterations_per_epoch(runner)
-        self.total_epochs = math.ceil(runner.max_iters / self.period)
-        self.initial_budget = sum(adapter.num_nonzero for adapter in self.adapters)
-        self.target_budget = round((1.0 - self.target_sparsity) * sum(self.sizes))
-        self.reallocations = 0
+        self.allocator = SparsityAllocator(
+            model,
+            total_epochs=math.ceil(runner.max_iters / self.period),
+            target_sparsity=self.target_sparsity,
+            mode=self.mode,
+            warmup_epochs=self.warmup_epochs,
+            final_epochs=self.final_epochs,
+            min_density=self.min_density,
+            **self.importance,
+        )
         if runner.iter > 0:
             self._restore(runner)
         self._loaded = None
         if self.mode != "fixed":
-            self._check_schedule(runner)
+            self._refuse_a_run_without(runner)
             self._watch_optimizer(runner.optim_wrapper)
         elif runner.iter == 0:
-            self._set_budget(self.sizes, self.target_budget)
+            self.allocator.spread_target(broadcast)
         if is_main_process():
             start_history(Path(runner.work_dir), runner.iter)
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
-            self._record(runner, epoch=0, scores=None)
+            self._record(runner, 0, 0, None)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.mode in (None, "fixed"):
@@ -146,57 +133,36 @@ class SparsityAllocationHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-    def after_run(self, runner) -> None:
-        if self.mode not in (None, "fixed") and self.reallocations == 0:
-            message = (
-                f"the run of {runner.max_iters} iterations ended without a single reallocation: "
-                f"one takes place every {self.period} iterations. Its sparsities are the initial "
-                "ones. Train longer or set interval of SparsityAllocationHook"
+        if self.mode in (None, "fixed"):
+            return
+        done = self.allocator.reallocations
+        runner.visualizer.add_scalars({"snella/reallocations": done}, step=runner.iter)
+        if done == 0:  # training stopped early, which nobody could know at its start
+            runner.logger.warning(
+                f"training stopped after {runner.iter} of {runner.max_iters} iterations, before "
+                f"the first reallocation, which was due after {self.period}: all sparsities are "
+                "the initial ones"
             )
-            runner.logger.error(message)
-            raise NoReallocationError(message)
-
-    # What
 
     def reallocate(self, runner, epoch: int) -> None:
         """Let the matrices compete for the budget of ``epoch``."""
-        budget = budget_schedule(
-            epoch,
-            self.total_epochs,
-            self.initial_budget,
-            self.target_budget,
-            self.warmup_epochs,
-            self.final_epochs,
-        )
-        scores = self.tracker.scores()
-        self._set_budget(scores if self.mode == "competition" else self.sizes, budget)
-        self.reallocations += 1
-        self._record(runner, epoch, scores)
+        scores = self.allocator.reallocate(epoch, broadcast)
+        self._record(runner, epoch, runner.iter + 1, scores)
 
-    def _set_budget(self, scores: list[float], budget: int) -> None:
-        """Share a budget among the matrices in proportion to their scores."""
-        shares = allocate_budget(scores, self.sizes, budget, self.min_density)
-        shares = torch.as_tensor(shares, device=self.adapters[0].sparsity.device)
-        broadcast(shares)  # ranks see the same gradients, but must not differ by a rounding
-        for adapter, count in zip(self.adapters, shares.tolist(), strict=True):
-            adapter.set_num_nonzero(count)
-
-    def _check_schedule(self, runner) -> None:
-        if self.total_epochs > 1 or self.warmup_epochs:
-            budget_schedule(
-                0, self.total_epochs, 0, 0, self.warmup_epochs, self.final_epochs
-            )  # raises where nothing is left between warm-up and final epochs
-        else:
-            runner.logger.warning(
-                f"this run of {runner.max_iters} iterations ends before the first reallocation, "
-                f"which is due after {self.period}; set interval of SparsityAllocationHook"
+    def _refuse_a_run_without(self, runner) -> None:
+        """Refuse a run that ends before its first reallocation, while nothing is lost yet."""
+        if self.allocator.total_epochs < 2 and self.allocator.reallocations == 0:
+            raise ValueError(
+                f"no reallocation would take place: the first is due after {self.period} "
+                f"iterations, the run has {runner.max_iters}. Train longer, or set interval of "
+                "SparsityAllocationHook to fewer iterations; with allocation='fixed' the target "
+                "sparsity holds from the start"
             )
 
     def _watch_optimizer(self, optim_wrapper) -> None:
         """Take in importances before each step of the optimizer that holds the factors."""
         wrappers = getattr(optim_wrapper, "optim_wrappers", {"": optim_wrapper}).values()
-        watched = {id(factor) for factor in self.tracker.factors}
+        watched = {id(factor) for factor in self.allocator.tracker.factors}
         for optimizer in (wrapper.optimizer for wrapper in wrappers):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if watched <= held:
@@ -208,18 +174,13 @@ class SparsityAllocationHook(Hook):
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale in their step
-        self.tracker.update(1.0 if scale is None else scale)
+        self.allocator.observe(1.0 if scale is None else scale)
 
     # State and records
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if self.tracker is not None:
-            checkpoint["snella"] = {
-                "tracker": self.tracker.state_dict(),
-                "initial_budget": self.initial_budget,
-                "reallocations": self.reallocations,
-                "masks": self.churn.state_dict(),
-            }
+        if self.allocator is not None:
+            checkpoint["snella"] = self.allocator.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._loaded = checkpoint.get("snella")  # used only if this turns out to be a resume
@@ -229,57 +190,32 @@ class SparsityAllocationHook(Hook):
             runner.logger.warning(
                 "the resumed checkpoint holds no SNELLA state: importances start from zero"
             )
-            return
-        self.tracker.load_state_dict(self._loaded["tracker"])
-        self.churn.load_state_dict(self._loaded.get("masks", {}))
-        self.initial_budget = self._loaded["initial_budget"]
-        self.reallocations = self._loaded["reallocations"]
+        else:
+            self.allocator.load_state_dict(self._loaded)
 
-    def _record(self, runner, epoch: int, scores: list[float] | None) -> None:
+    def _record(self, runner, epoch: int, step: int, scores: list[float] | None) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
-        counts = [adapter.num_nonzero for adapter in self.adapters]
-        kinds = sparsity_by_kind(self.tracker.adapters)
-        step = 0 if epoch == 0 else runner.iter + 1
-        scalars = {"snella/budget": sum(counts)}
-        scalars.update({f"snella/sparsity_{kind}": value for kind, value in kinds.items()})
-        seen = self.churn.look()
-        if seen["entered"] is not None:
-            changed = sum(min(seen["entered"][n], seen["left"][n]) for n in seen["left"])
-            scalars["snella/churn"] = changed / max(1, sum(counts))
+        record = self.allocator.record(epoch, step, scores)
+        scalars = self.allocator.scalars(record)
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=step)
+        start = "snella/sparsity_"
+        kinds = {k.removeprefix(start): v for k, v in scalars.items() if k.startswith(start)}
         runner.logger.info(
-            f"SNELLA budget of epoch {epoch}: {sum(counts)} of {sum(self.sizes)} delta weights; "
-            + "sparsity "
+            f"SNELLA budget of epoch {epoch}: {record['budget']} of {sum(self.allocator.sizes)} "
+            "delta weights; sparsity "
             + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
         )
         if is_main_process():
-            names = list(self.tracker.adapters)
-            line = {
-                "epoch": epoch,
-                "iter": step,
-                "budget": sum(counts),
-                "nonzero": dict(zip(names, counts, strict=True)),
-                "sparsity": {n: a.current_sparsity() for n, a in self.tracker.adapters.items()},
-                "score": None if scores is None else dict(zip(names, scores, strict=True)),
-                **seen,
-            }
-            append_line(Path(runner.work_dir), line)
+            append_line(Path(runner.work_dir), record)
 
 
-def _method_of(model) -> Method:
-    """The method of the SnellaBackbone within a model; SNELLA for other models."""
-    found = (getattr(module, "method", None) for module in model.modules())
-    return next((m for m in found if isinstance(m, Method)), METHODS["snella"])
-
-
-def _refuse_without_sparsifier(model) -> None:
-    for name, adapter in list_adapters(model).items():
-        if adapter.rule.sparsifier == "none":
-            raise ValueError(
-                f"sparsifier 'none' of {name} lets all weights take part, so there is no budget to "
-                "share: choose another sparsifier, or method='snella_dense'"
-            )
+def _method_of(model) -> tuple[str, Method]:
+    """Name and method of the SnellaBackbone within a model; SNELLA for other models."""
+    for module in model.modules():
+        if isinstance(getattr(module, "method", None), Method):
+            return module.method_name, module.method
+    return "snella", METHODS["snella"]
 
 
 def iterations_per_epoch(runner) -> int:

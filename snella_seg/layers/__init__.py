@@ -1,14 +1,20 @@
 """Modules: the adapter of one matrix, and linear and attention layers that carry adapters."""
 
-from .adapted import AdaptedLinear, AdaptedModule, AdaptedMultiheadAttention
-from .adapter import SnellaAdapter
+from .adapter import Adapter, SnellaAdapter
+from .attention import AdaptedMultiheadAttention, FusedMultiheadAttention
+from .linear import AdaptedLinear
+from .module import AdaptedModule
 from .recompute import disable_recompute, enable_recompute
+from .subclass import adapted_class
 
 __all__ = [
     "AdaptedLinear",
     "AdaptedModule",
     "AdaptedMultiheadAttention",
+    "Adapter",
+    "FusedMultiheadAttention",
     "SnellaAdapter",
+    "adapted_class",
     "disable_recompute",
     "enable_recompute",
 ]

@@ -1,14 +1,132 @@
 """The learnable part of one adapted matrix."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import KERNELS, SPARSIFIERS, Bracket, DeltaRule
+from ..engine import Bracket, DeltaBlock
+from ..functional import DeltaRule, get_kernel
 
 
-class SnellaAdapter(nn.Module):
+class Adapter(nn.Module):
+    """What every adapter of one matrix has: learnable tensors, a rule, a share of the budget.
+
+    A subclass sets ``rule`` and ``params``, from which ``rule(params, sparsity)`` makes the delta
+    and its threshold; any callable of that kind will do, with :class:`DeltaRule`'s signature.
+    ``sparsity`` is a float64 buffer, so it travels with ``state_dict``; it is set from outside when
+    matrices compete for the budget (:class:`snella_seg.hooks.SparsityAllocationHook`).
+
+    Args:
+        in_features: columns of the matrix.
+        out_features: rows of the matrix.
+        initial_sparsity: share of weights left out at the start, in [0, 1).
+        dropout: probability with which an input of the delta's product is left out in training;
+            the published runs use 0.1. Costs a second product per layer.
+        drop_path: probability with which an entry of the first dimension (an image; in Swin's
+            attention a window) does without the delta in training; the published runs use 0.1.
+            Neither acts where a weight is read instead of its module being called.
+
+    Raises:
+        ValueError: on values out of range.
+    """
+
+    rule: DeltaRule
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        initial_sparsity: float = 0.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= initial_sparsity < 1.0:
+            raise ValueError(f"initial_sparsity must lie in [0, 1), got {initial_sparsity}")
+        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        self.in_features, self.out_features = in_features, out_features
+        self.dropout, self.drop_path = dropout, drop_path
+        self.bracket = Bracket()
+        self.sparsity: Tensor
+        self.register_buffer("sparsity", torch.tensor(initial_sparsity, dtype=torch.float64))
+        self._sparsity_read: tuple[tuple[int, int] | None, float] = (None, 0.0)
+
+    @property
+    def params(self) -> tuple[Tensor, ...]:
+        """All learnable tensors, in the order in which the rule takes them."""
+        raise NotImplementedError
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """The tensors whose sensitivity says how much the matrix matters."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """The options that decide what the values mean, for files; arguments of the class."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """Number of weights of the adapted matrix."""
+        return self.in_features * self.out_features
+
+    def current_sparsity(self) -> float:
+        """The sparsity in force, read from its buffer only after that has changed."""
+        version = (self.sparsity.data_ptr(), self.sparsity._version)
+        if self._sparsity_read[0] != version:
+            self._sparsity_read = (version, float(self.sparsity))
+        return self._sparsity_read[1]
+
+    @property
+    def num_nonzero(self) -> int:
+        """Number of weights that take part, as allocated."""
+        return round((1.0 - self.current_sparsity()) * self.size)
+
+    def set_num_nonzero(self, count: int) -> None:
+        """Let ``count`` of the weights take part, 0 <= count <= size.
+
+        Raises:
+            ValueError: on a count out of range, or fewer weights where none compete.
+        """
+        if not 0 <= count <= self.size:
+            raise ValueError(f"count must lie in [0, {self.size}], got {count}")
+        if not self.rule.competes and count < self.size:
+            raise ValueError(
+                f"sparsifier {self.rule.sparsifier!r} keeps all {self.size} weights, got count "
+                f"{count}"
+            )
+        self.sparsity.fill_(1.0 - count / self.size)
+
+    def delta_weight(self) -> Tensor:
+        """Return the sparse delta, shape (out, in), differentiable in the parameters."""
+        return self.rule(self.params, self.current_sparsity())[0]
+
+    def delta_block(self, start: int = 0, stop: int | None = None) -> DeltaBlock:
+        """The delta as the engine takes it, for the rows ``start:stop`` of a weight."""
+        stop = start + self.out_features if stop is None else stop
+        recipe = (self.rule, self.current_sparsity(), self.params, self.bracket)
+        return DeltaBlock(start, stop, *recipe)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        exact = self.sparsity
+        super()._apply(fn, recurse)
+        if self.sparsity.dtype != exact.dtype:  # .half() and the like must not round it
+            self.sparsity = exact.to(self.sparsity.device)
+        return self
+
+    def extra_repr(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {options}, "
+            f"sparsity={self.current_sparsity():.4f}"
+        )
+
+
+class SnellaAdapter(Adapter):
     """Sparse nonlinear low-rank adaptation of one matrix (SNELLA, arXiv 2510.24037).
 
     With ``kernel='linear'`` and ``sparsifier='none'`` it is LoRA: Q starts at zero then.
@@ -19,17 +137,15 @@ class SnellaAdapter(nn.Module):
 
     ``delta = sparsify(K(P, Q, alpha, gamma, beta), sparsity)``
 
-    ``sparsity`` is a float64 buffer, so it travels with ``state_dict``; it is set from outside
-    when matrices compete for the budget (:class:`snella_seg.hooks.SparsityAllocationHook`).
-
     Args:
         in_features: columns of the matrix.
         out_features: rows of the matrix.
         rank: r, over all heads; divisible by ``heads``.
         heads: H, number of distances with alternating sign.
-        kernel: ``'mixed'`` (SNELLA), ``'distance'`` (SNELL) or ``'linear'`` (LoRA).
-        sparsifier: ``'weighted'``, ``'soft'``, ``'hard'`` or ``'none'``, see
-            :func:`snella_seg.functional.sparsify`.
+        kernel: ``'mixed'`` (SNELLA), ``'distance'`` (SNELL), ``'linear'`` (LoRA), or another that
+            was registered (:func:`snella_seg.functional.register_kernel`).
+        sparsifier: ``'weighted'``, ``'soft'``, ``'hard'``, ``'none'``, or another that was
+            registered, see :func:`snella_seg.functional.sparsify`.
         initial_sparsity: share of weights left out at the start, in [0, 1).
         scale: weight of each head in the distance kernel, or lora_alpha / r of the linear one;
             positive.
@@ -37,11 +153,7 @@ class SnellaAdapter(nn.Module):
             of the published start; 0 is the published start alone. Distances of a pair cancel at
             first, so K starts as small, but from points that lie apart: directions between them
             differ, and go on differing while the factors move.
-        dropout: probability with which an input of the delta's product is left out in training;
-            the published runs use 0.1. Costs a second product per layer.
-        drop_path: probability with which an entry of the first dimension (an image; in Swin's
-            attention a window) does without the delta in training; the published runs use 0.1.
-            Neither acts where a weight is read instead of its module being called.
+        dropout, drop_path: see :class:`Adapter`.
 
     Shapes: ``in_factors`` (H, in, r/H), ``out_factors`` (H, out, r/H), scalars (1,).
 
@@ -63,22 +175,16 @@ class SnellaAdapter(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        if kernel not in KERNELS:
-            raise ValueError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
-        if sparsifier not in SPARSIFIERS:
-            raise ValueError(
-                f"unknown sparsifier {sparsifier!r}; choose one of {', '.join(SPARSIFIERS)}"
-            )
+        super().__init__(in_features, out_features, initial_sparsity, dropout, drop_path)
+        self.rule = DeltaRule(kernel, sparsifier, scale)
         if heads < 1 or rank < 1 or rank % heads:
             raise ValueError(
                 f"rank must be a positive multiple of heads, got rank={rank} with heads={heads}"
             )
-        if not 0.0 <= initial_sparsity < 1.0:
-            raise ValueError(f"initial_sparsity must lie in [0, 1), got {initial_sparsity}")
-        if sparsifier == "none" and initial_sparsity:
+        if not self.rule.competes and initial_sparsity:
             raise ValueError(
-                f"sparsifier 'none' keeps all weights, got initial_sparsity {initial_sparsity}"
+                f"sparsifier {sparsifier!r} keeps all weights, got initial_sparsity "
+                f"{initial_sparsity}"
             )
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number, got {scale}")
@@ -86,20 +192,12 @@ class SnellaAdapter(nn.Module):
             raise ValueError("spread is for kernels of distances, kernel='linear' has none")
         if not (spread >= 0.0 and math.isfinite(spread)):
             raise ValueError(f"spread must be a number and not negative, got {spread}")
-        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} must lie in [0, 1), got {value}")
-        self.spread, self.dropout, self.drop_path = spread, dropout, drop_path
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.rule = DeltaRule(kernel, sparsifier, scale)
-        self.bracket = Bracket()
+        self.rank, self.spread = rank, spread
         self.in_factors = nn.Parameter(torch.empty(heads, in_features, rank // heads))
         self.out_factors = nn.Parameter(torch.empty(heads, out_features, rank // heads))
-        self.scalar_names = tuple(KERNELS[kernel][1])
+        self.scalar_names = tuple(get_kernel(kernel).scalars)
         for name in self.scalar_names:
             self.register_parameter(name, nn.Parameter(torch.empty(1)))
-        self.register_buffer("sparsity", torch.tensor(initial_sparsity, dtype=torch.float64))
-        self._sparsity_read = (None, 0.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -117,7 +215,7 @@ class SnellaAdapter(nn.Module):
         if (self.rule.kernel, self.rule.sparsifier) == ("linear", "none"):
             nn.init.uniform_(self.in_factors, -(self.in_features**-0.5), self.in_features**-0.5)
             nn.init.zeros_(self.out_factors)
-        for name, value in KERNELS[self.rule.kernel][1].items():
+        for name, value in get_kernel(self.rule.kernel).scalars.items():
             nn.init.constant_(getattr(self, name), value)
 
     @property
@@ -126,49 +224,16 @@ class SnellaAdapter(nn.Module):
         return self.in_factors, self.out_factors
 
     @property
-    def params(self) -> tuple[nn.Parameter, ...]:
-        """All learnable tensors, in the order in which the kernel takes them."""
+    def params(self) -> tuple[Tensor, ...]:
+        """P, Q and the scalars, in the order in which the kernel takes them."""
         return (*self.factors, *(getattr(self, name) for name in self.scalar_names))
 
-    @property
-    def size(self) -> int:
-        """Number of weights of the adapted matrix."""
-        return self.in_features * self.out_features
-
-    def current_sparsity(self) -> float:
-        """The sparsity in force, read from its buffer only after that has changed."""
-        version = (self.sparsity.data_ptr(), self.sparsity._version)
-        if self._sparsity_read[0] != version:
-            self._sparsity_read = (version, float(self.sparsity))
-        return self._sparsity_read[1]
-
-    @property
-    def num_nonzero(self) -> int:
-        """Number of weights that take part, as allocated."""
-        return round((1.0 - self.current_sparsity()) * self.size)
-
-    def set_num_nonzero(self, count: int) -> None:
-        """Let ``count`` of the weights take part, 0 <= count <= size."""
-        if not 0 <= count <= self.size:
-            raise ValueError(f"count must lie in [0, {self.size}], got {count}")
-        if self.rule.sparsifier == "none" and count < self.size:
-            raise ValueError(f"sparsifier 'none' keeps all {self.size} weights, got count {count}")
-        self.sparsity.fill_(1.0 - count / self.size)
-
-    def delta_weight(self) -> Tensor:
-        """Return the sparse delta, shape (out, in), differentiable in the factors and scalars."""
-        return self.rule(self.params, self.current_sparsity())[0]
-
-    def _apply(self, fn, recurse=True):
-        exact = self.sparsity
-        super()._apply(fn, recurse)
-        if self.sparsity.dtype != exact.dtype:  # .half() and the like must not round it
-            self.sparsity = exact.to(self.sparsity.device)
-        return self
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
-            f"kernel={self.rule.kernel!r}, sparsifier={self.rule.sparsifier!r}, "
-            f"sparsity={self.current_sparsity():.4f}"
-        )
+    def options(self) -> dict[str, Any]:
+        """Rank, heads, kernel, sparsifier and scale."""
+        return {
+            "rank": self.rank,
+            "heads": len(self.in_factors),
+            "kernel": self.rule.kernel,
+            "sparsifier": self.rule.sparsifier,
+            "scale": self.rule.scale,
+        }

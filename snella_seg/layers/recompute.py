@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from ..functional.precision import autocast_dtype
-from ..functional.recompute import Recipe, mark
+from ..engine.precision import autocast_dtype
+from ..engine.recipe import Recipe, mark
 
 RECOMPUTED = (nn.GELU, nn.LayerNorm)
 

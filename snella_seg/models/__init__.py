@@ -1,6 +1,22 @@
-"""Registers :class:`SnellaBackbone` in mmsegmentation's MODELS."""
+"""Registers :class:`SnellaBackbone` in mmsegmentation's MODELS, and a metric in METRICS."""
 
-from .. import _require  # noqa: F401
-from .backbone import SnellaBackbone
+from ..configs import require_mmseg
 
-__all__ = ["SnellaBackbone"]
+require_mmseg()
+
+from .backbone import SnellaBackbone  # noqa: E402
+from .class_iou import ClassIoUMetric  # noqa: E402
+from .inference import build_segmentor, load_image, logits  # noqa: E402
+from .task_state import find_wrapper, find_wrappers, strip_frozen, task_state  # noqa: E402
+
+__all__ = [
+    "ClassIoUMetric",
+    "SnellaBackbone",
+    "build_segmentor",
+    "find_wrapper",
+    "find_wrappers",
+    "load_image",
+    "logits",
+    "strip_frozen",
+    "task_state",
+]

@@ -5,24 +5,15 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
-from ..checkpoint import CheckpointError, check_adapters, check_base, init_base_weights
-from ..header import (
-    HEADER,
-    check_adapter_options,
-    check_version,
-    compare_base,
-    decode_header,
-    frozen_state,
-    plain_config,
-)
-from ..inject import adapters_disabled, add_adapters, freeze_base, is_adapter_key
+from ..configs import type_name
+from ..inject import adapter_keys, add_adapters, freeze_base, get_method, settle
 from ..layers import disable_recompute, enable_recompute
-from ..methods import get_method
-from .attention import fuse_attention, restore_attention
+from ..loading import load_base, take_in
+from ..loading.header import plain_config
+from .fused_attention import fuse_attention, restore_attention
 
 
 @MODELS.register_module()
@@ -36,9 +27,9 @@ class SnellaBackbone(BaseModule):
     Args:
         backbone: config of a stock backbone, required: mmseg's VisionTransformer or
             SwinTransformer, or TIMMBackbone around a timm ViT or Swin.
-        method: what is tuned, a name in :data:`snella_seg.methods.METHODS`: ``'snella'``, its
-            ablations, or what it is compared with (``'lora'``, ``'full'``, ``'frozen'`` ...). Its
-            settings go before ``adapter``, ``targets`` and ``trainable``.
+        method: what is tuned, a name in :data:`snella_seg.inject.METHODS`: ``'snella'``, or what
+            it is compared with (``'lora'``, ``'full'``, ``'frozen'`` ...). ``adapter``, ``targets``
+            and ``trainable`` that contradict it are refused.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
         targets: ``'auto'`` (q, k, v, attention projection and both MLP layers of every block) or
@@ -47,8 +38,8 @@ class SnellaBackbone(BaseModule):
         trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
             token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
             patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.
-        fused_attention: use ``scaled_dot_product_attention`` in mmcv's attention (where it is
-            adapted) and in mmseg's Swin, BEiT and MAE; results agree to rounding. timm does by
+        fused_attention: use ``scaled_dot_product_attention`` in mmcv's attention and in mmseg's
+            Swin, BEiT and MAE, whatever the method; results agree to rounding. timm does by
             itself.
         recompute: let adapted layers make the outputs of GELU and LayerNorm again in backward
             instead of keeping them (:func:`snella_seg.layers.enable_recompute`): the same bits
@@ -62,17 +53,19 @@ class SnellaBackbone(BaseModule):
             ``dict(type='Pretrained', checkpoint=...)``. None keeps the one in ``backbone``.
 
     Attributes:
-        method: the :class:`snella_seg.methods.Method`.
+        method: the :class:`snella_seg.inject.Method`, and its name in ``method_name``.
         inner_config: the stock backbone's config, as JSON has it.
         trained_base: names of the base parameters that are trained.
         base_source: the file that the base came from, or None where it is not known; only a base
             that can be had again is left out of slim checkpoints.
+        base_is_loaded: whether the base has the weights that it is to have.
         merged: whether :func:`snella_seg.artifacts.merge_adapters` has put the deltas into it.
 
     Input (N, 3, H, W); output as of the stock backbone: a tuple of maps (N, C, H/s, W/s).
 
     Raises:
-        ValueError: on options or patterns that fit nothing, with near matches.
+        ValueError: on options or patterns that fit nothing, with near matches, and on settings
+            that contradict the method.
         TypeError: on arguments that belong to the inner backbone.
     """
 
@@ -98,26 +91,26 @@ class SnellaBackbone(BaseModule):
                 "backbone: wrap a config with backbone=dict(_delete_=True, "
                 "type='SnellaBackbone', backbone={{_base_.model.backbone}})"
             )
-        self.method = get_method(method)
-        adapter = {**(adapter or {}), **self.method.adapter}
-        targets = targets if self.method.targets is None else self.method.targets
-        trainable = trainable if self.method.trainable is None else self.method.trainable
+        self.method_name, self.method = method, get_method(method)
+        adapter, targets, trainable = settle(method, adapter, targets, trainable)
         config = _inner_config(backbone, pretrained, init_cfg, base_checkpoint)
         self.inner_config = plain_config(config)
         self.backbone = MODELS.build(config)
-        add_adapters(self.backbone, adapter, targets)
+        add_adapters(self.backbone, adapter, targets, self.method.adapter_class)
         freeze_base(self.backbone, trainable)
+        ours = adapter_keys(self.backbone)
         self.trained_base = frozenset(
             name
             for name, parameter in self.backbone.named_parameters()
-            if parameter.requires_grad and not is_adapter_key(name)
+            if parameter.requires_grad and name not in ours
         )
         self.fused_attention, self.recompute = fused_attention, recompute
         self.check_base = check_base
         self.base_source = _timm_source(self.backbone, config)
-        self._base_is_loaded = self.base_source is not None
+        self.base_is_loaded = self.base_source is not None
         self.merged = False
         self._channels_last = str(getattr(_timm_model(self), "output_fmt", "")).endswith("NHWC")
+        self._checkpoints_blocks = _checkpoints_blocks(self.backbone)
         self.optimize_modules()
         self._register_load_state_dict_pre_hook(self._before_load)
 
@@ -129,11 +122,10 @@ class SnellaBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Load or draw the base weights as the stock backbone does; adapters are not touched."""
-        loaded = getattr(self.backbone, "is_init", False)  # by timm, when it was built
-        with adapters_disabled(self.backbone):
-            init_base_weights(self.backbone)
-        if not loaded and self.named_source is not None:
-            self.base_source, self._base_is_loaded = self.named_source, True
+        load_base(self)
+
+    def _before_load(self, state_dict, prefix, *_):
+        take_in(self, state_dict, prefix)
 
     def optimize_modules(self) -> None:
         """Let modules run as ``fused_attention`` and ``recompute`` ask for.
@@ -142,7 +134,7 @@ class SnellaBackbone(BaseModule):
         """
         if self.fused_attention:
             fuse_attention(self.backbone)
-        if self.recompute:
+        if self.recompute and adapter_keys(self.backbone):
             enable_recompute(self.backbone)
 
     def restore_modules(self) -> None:
@@ -151,7 +143,7 @@ class SnellaBackbone(BaseModule):
         disable_recompute(self.backbone)
 
     def forward(self, x):
-        if self.training and torch.is_grad_enabled() and _checkpoints_blocks(self.backbone):
+        if self._checkpoints_blocks and self.training and torch.is_grad_enabled():
             # Reentrant checkpointing passes gradients only to blocks whose input wants one.
             x = x.detach().requires_grad_()
         outputs = self.backbone(x)
@@ -162,74 +154,11 @@ class SnellaBackbone(BaseModule):
     def train(self, mode: bool = True):
         """Switch modes as the stock backbone does; what is trained stays trained."""
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        self._checkpoints_blocks = _checkpoints_blocks(self.backbone)
         super().train(mode)
         for parameter in trained:  # Swin's frozen_stages would freeze adapters as well
             parameter.requires_grad_(True)
         return self
-
-    def _before_load(self, state_dict, prefix, *_):
-        """Take in stock names and slim checkpoints; refuse what is incomplete or does not fit."""
-        inner = f"{prefix}backbone."
-        header = state_dict.pop(prefix + HEADER, None)
-        if not any(key.startswith(inner) for key in state_dict):
-            for key in [k for k in state_dict if k.startswith(prefix)]:
-                state_dict[inner + key.removeprefix(prefix)] = state_dict.pop(key)
-        if header is not None:
-            header = decode_header(header)
-            check_version(header["version"], "the checkpoint's SNELLA header")
-            check_adapter_options(self, header)
-        whole = any(inner + name in state_dict for name in frozen_state(self))
-        if header is not None and not whole:
-            self._add_base(state_dict, inner, header)
-        check_base(self.backbone, state_dict, inner, "the checkpoint")
-        check_adapters(self.backbone, state_dict, inner)
-        if whole:
-            self._follow_base(state_dict, inner)
-
-    def _add_base(self, state_dict: dict, inner: str, header: dict) -> None:
-        """Complete the state of a slim checkpoint by this model's own base."""
-        if not self._base_is_loaded:
-            self._load_base(header["base"].get("source"))
-        problem = compare_base(self, header)
-        if problem and self.check_base:
-            raise CheckpointError(
-                f"{problem}. Set model.backbone.base_checkpoint to the base that they were trained "
-                "on, or model.backbone.check_base=False to load them all the same"
-            )
-        if problem:
-            print_log(f"{problem}; loaded all the same (check_base=False)", "current", level=30)
-        for name, value in frozen_state(self).items():
-            state_dict[inner + name] = value
-
-    def _load_base(self, recorded: str | None) -> None:
-        """Load the base from where the config says, or else from where it was in training."""
-        if self.named_source is None and recorded is None:
-            raise CheckpointError(
-                "the checkpoint leaves out the frozen base and the config does not name its file; "
-                "set model.backbone.base_checkpoint"
-            )
-        if self.named_source is None and "://" in recorded:
-            raise CheckpointError(
-                f"the checkpoint says that its base is at {recorded}; if you trust that, give it "
-                "as model.backbone.base_checkpoint"
-            )
-        if self.named_source is None:
-            self.backbone.init_cfg = dict(type="Pretrained", checkpoint=recorded)
-        try:
-            self.init_weights()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"the checkpoint leaves out the frozen base. {error}, or set "
-                "model.backbone.base_checkpoint"
-            ) from None
-
-    def _follow_base(self, state_dict: dict, inner: str) -> None:
-        """Forget the base's file when weights of another base are about to be loaded."""
-        self._base_is_loaded = True
-        for name, value in frozen_state(self).items():
-            given = state_dict.get(inner + name)
-            if given is not None and not torch.equal(given.to(value.device), value):
-                self.base_source = None
 
 
 def _checkpoints_blocks(backbone) -> bool:
@@ -262,7 +191,7 @@ def _inner_config(
             f"got {backbone!r}"
         )
     inner = ConfigDict(copy.deepcopy(dict(backbone)))
-    if inner["type"] in ("SnellaBackbone", SnellaBackbone):
+    if type_name(inner) == SnellaBackbone.__name__:
         raise ValueError(
             "SnellaBackbone wraps a SnellaBackbone: the config that you inherit is wrapped "
             "already; override its adapter, targets or trainable instead"
@@ -275,7 +204,7 @@ def _inner_config(
         del inner["pretrained"]
     if base_checkpoint is not None:
         sources = [dict(type="Pretrained", checkpoint=base_checkpoint)]
-        if inner["type"] == "TIMMBackbone":  # which would load when it is built
+        if type_name(inner) == "TIMMBackbone":  # which would load when it is built
             inner.update(pretrained=False, checkpoint_path="")
     if any(source != sources[0] for source in sources):
         raise ValueError(f"base weights are named twice, give one of: {sources}")

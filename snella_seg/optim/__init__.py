@@ -1,7 +1,10 @@
 """Registers what mmengine lacks to optimise mostly frozen models, and to do so on a CPU."""
 
-from .. import _require  # noqa: F401
-from .constructor import SnellaOptimWrapperConstructor
-from .cpu_amp import CPUAmpOptimWrapper
+from ..configs import require_mmseg
+
+require_mmseg()
+
+from .constructor import SnellaOptimWrapperConstructor  # noqa: E402
+from .cpu_amp import CPUAmpOptimWrapper  # noqa: E402
 
 __all__ = ["CPUAmpOptimWrapper", "SnellaOptimWrapperConstructor"]

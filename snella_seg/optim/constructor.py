@@ -1,12 +1,13 @@
 """Optimizer parameters of a model that is mostly frozen."""
 
 import logging
-import re
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+
+from ..inject import is_output_norm
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -61,12 +62,15 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params[:] = groups.values()
 
 
-_OF_BACKBONE = re.compile(r"backbone\.(?!(backbone\.)?norm\d+\.)")
+def _of_backbone(name: str) -> bool:
+    """Whether a parameter is of ``model.backbone`` and had a value before segmentation."""
+    inside = name.removeprefix("backbone.")
+    return inside != name and not is_output_norm(inside.removeprefix("backbone."))
 
 
 def _set_rates(optimizer, model: nn.Module, rates: dict[bool, float | None]) -> None:
     """Part groups into the backbone's (True) and other parameters; set rates that are given."""
-    inside = {id(p) for n, p in model.named_parameters() if _OF_BACKBONE.match(n)}
+    inside = {id(p) for n, p in model.named_parameters() if _of_backbone(n)}
     parted = []
     for group in optimizer.param_groups:
         for is_inside, rate in rates.items():

@@ -20,9 +20,9 @@ from snella_seg.artifacts import (
     save_adapter,
     task_state,
 )
-from snella_seg.checkpoint import CheckpointError
-from snella_seg.files import load_safetensors
 from snella_seg.inject import list_adapters
+from snella_seg.loading import CheckpointError
+from snella_seg.loading.files import load_safetensors
 
 
 def rewrite(path, change_metadata=None, change_tensors=None):

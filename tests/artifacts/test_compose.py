@@ -13,9 +13,9 @@ from snella_seg.artifacts import (
     read_adapter,
     save_adapter,
 )
-from snella_seg.checkpoint import CheckpointError
 from snella_seg.inject import list_adapters
-from snella_seg.runtime import build_segmentor
+from snella_seg.loading import CheckpointError
+from snella_seg.models import build_segmentor
 
 
 @pytest.fixture

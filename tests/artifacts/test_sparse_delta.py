@@ -22,7 +22,7 @@ from snella_seg.artifacts.sparse_delta import (
     lower_bound,
     position_bytes,
 )
-from snella_seg.checkpoint import CheckpointError
+from snella_seg.loading import CheckpointError
 
 
 def same_bits(found: dict, expected: dict) -> bool:

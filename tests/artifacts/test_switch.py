@@ -10,9 +10,9 @@ from mmseg.registry import MODELS
 from tasks import SWIN, save_base, scores
 
 from snella_seg.artifacts import AdapterSwitch, load_adapter, save_adapter
-from snella_seg.checkpoint import CheckpointError
 from snella_seg.inject import list_adapters
 from snella_seg.layers import AdaptedModule
+from snella_seg.loading import CheckpointError
 
 TASKS = {
     "night": dict(seed=0),

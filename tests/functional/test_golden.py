@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from snella_seg.engine import DeltaBlock, adapted_linear
 from snella_seg.functional import (
-    DeltaBlock,
     DeltaRule,
-    adapted_linear,
     allocate_budget,
     budget_schedule,
     distance_kernel,

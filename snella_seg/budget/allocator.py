@@ -1,0 +1,167 @@
+"""The competition of a model's matrices: importances, budgets, shares, and their record."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import allocate_budget, budget_schedule
+from ..inject import list_adapters, sparsity_by_kind
+from .churn import ChurnTracker
+from .importances import ImportanceTracker
+
+
+class SparsityAllocator:
+    """Lets the adapted matrices of a model compete for a budget that falls from epoch to epoch.
+
+    Knows nothing of a training loop: :meth:`observe` is called before each optimizer step with the
+    gradients in place, :meth:`reallocate` at the end of an epoch. In mmengine
+    :class:`snella_seg.hooks.SparsityAllocationHook` does both.
+
+    Args:
+        model: carries adapters.
+        total_epochs: E, the number of epochs, or of whatever else lies between allocations.
+        target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
+        mode: ``'competition'``, ``'uniform'`` or ``'fixed'``, see
+            :class:`snella_seg.inject.Method`.
+        warmup_epochs, final_epochs: see :func:`snella_seg.functional.budget_schedule`.
+        importance, beta1, beta2: see :class:`ImportanceTracker`.
+        min_density: share of its weights that every matrix keeps.
+
+    Attributes:
+        initial_budget, target_budget: V0 and V1, in weights.
+        reallocations: how many there have been.
+
+    Raises:
+        ValueError: on a model without adapters, or whose weights do not compete; on options out of
+            range; when the schedule leaves no epoch between warm-up and final ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_epochs: int,
+        target_sparsity: float = 0.8,
+        mode: str = "competition",
+        warmup_epochs: int = 0,
+        final_epochs: int = 1,
+        importance: str = "sensitivity",
+        min_density: float = 1e-3,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+    ) -> None:
+        _refuse_without_competition(model)
+        self.tracker = ImportanceTracker(model, importance, beta1, beta2)
+        self.churn = ChurnTracker(self.tracker.adapters)
+        self.adapters = list(self.tracker.adapters.values())
+        self.sizes = [adapter.size for adapter in self.adapters]
+        self.mode, self.min_density = mode, min_density
+        self.total_epochs = total_epochs
+        self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
+        self.initial_budget = sum(adapter.num_nonzero for adapter in self.adapters)
+        self.target_budget = round((1.0 - target_sparsity) * sum(self.sizes))
+        self.reallocations = 0
+        if mode != "fixed" and (total_epochs > 1 or warmup_epochs):
+            self.budget(0)  # raises where nothing is left between warm-up and final epochs
+
+    def budget(self, epoch: int) -> int:
+        """The number of non-zero delta weights that the schedule has for an epoch."""
+        if self.mode == "fixed":
+            return self.target_budget
+        return budget_schedule(
+            epoch,
+            self.total_epochs,
+            self.initial_budget,
+            self.target_budget,
+            self.warmup_epochs,
+            self.final_epochs,
+        )
+
+    def observe(self, grad_scale: Tensor | float = 1.0) -> None:
+        """Take in importances, just before an optimizer step; see :class:`ImportanceTracker`."""
+        self.tracker.update(grad_scale)
+
+    def spread_target(self, agree: Callable[[Tensor], Any] | None = None) -> None:
+        """Give every matrix the target sparsity, at once."""
+        self._share(self.sizes, self.target_budget, agree)
+
+    def reallocate(self, epoch: int, agree: Callable[[Tensor], Any] | None = None) -> list[float]:
+        """Share the budget of an epoch among the matrices.
+
+        Args:
+            epoch: from 1.
+            agree: makes a tensor of shares the same in all processes, in place (a broadcast).
+
+        Returns:
+            The scores by which they competed, in the order of ``adapters``.
+        """
+        scores = self.tracker.scores()
+        wanted = scores if self.mode == "competition" else self.sizes
+        self._share(wanted, self.budget(epoch), agree)
+        self.reallocations += 1
+        return scores
+
+    def _share(
+        self, scores: list[float] | list[int], budget: int, agree: Callable[[Tensor], Any] | None
+    ) -> None:
+        shares = allocate_budget(scores, self.sizes, budget, self.min_density)
+        tensor = torch.as_tensor(shares, device=self.adapters[0].sparsity.device)
+        if agree is not None:
+            agree(tensor)  # ranks see the same gradients, but must not differ by a rounding
+        for adapter, count in zip(self.adapters, tensor.tolist(), strict=True):
+            adapter.set_num_nonzero(count)
+
+    def record(self, epoch: int, iteration: int, scores: list[float] | None) -> dict[str, Any]:
+        """The allocation in force as a line of the history; looks at what changed hands."""
+        names = list(self.tracker.adapters)
+        counts = [adapter.num_nonzero for adapter in self.adapters]
+        return {
+            "epoch": epoch,
+            "iter": iteration,
+            "budget": sum(counts),
+            "nonzero": dict(zip(names, counts, strict=True)),
+            "sparsity": {n: a.current_sparsity() for n, a in self.tracker.adapters.items()},
+            "score": None if scores is None else dict(zip(names, scores, strict=True)),
+            **self.churn.look(),
+        }
+
+    def scalars(self, record: dict[str, Any]) -> dict[str, float]:
+        """Figures of a record for a visualizer: budget, sparsity by kind, churn if it is known."""
+        kinds = sparsity_by_kind(self.tracker.adapters)
+        found = {"snella/budget": record["budget"]}
+        found.update({f"snella/sparsity_{kind}": value for kind, value in kinds.items()})
+        entered, left = record["entered"], record["left"]
+        if entered is not None:
+            changed = sum(min(entered[name], left[name]) for name in left)
+            found["snella/churn"] = changed / max(1, record["budget"])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped."""
+        return {
+            "tracker": self.tracker.state_dict(),
+            "initial_budget": self.initial_budget,
+            "reallocations": self.reallocations,
+            "churn": self.churn.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: when it is of other matrices, or of another importance.
+        """
+        self.tracker.load_state_dict(state["tracker"])
+        self.churn.load_state_dict(state.get("churn", {}))
+        self.initial_budget = state["initial_budget"]
+        self.reallocations = state["reallocations"]
+
+
+def _refuse_without_competition(model: nn.Module) -> None:
+    for name, adapter in list_adapters(model).items():
+        if not adapter.rule.competes:
+            raise ValueError(
+                f"sparsifier {adapter.rule.sparsifier!r} of {name} lets all weights take part, so "
+                "there is no budget to share: choose another sparsifier, or target_sparsity=0"
+            )

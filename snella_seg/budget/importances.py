@@ -1,0 +1,137 @@
+"""Keeps the importance of every adapted matrix while training runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import ema_importance_, importance_score
+from ..inject import list_adapters
+
+IMPORTANCES = ("sensitivity", "magnitude", "frobenius")
+
+
+class ImportanceTracker:
+    """Smoothed importances of the factors of all adapted matrices of a model.
+
+    ``update()`` is called once per optimisation step with the gradients in place, ``scores()``
+    when matrices compete. Equations: :func:`snella_seg.functional.ema_importance`.
+
+    Args:
+        model: any model that carries adapters.
+        importance: ``'sensitivity'`` (I = |p * grad p| of the factors), ``'magnitude'`` (I = |p|)
+            or ``'frobenius'`` (the norm of the delta at the moment of competition; no history).
+        beta1: decay of the average.
+        beta2: decay of the uncertainty.
+
+    Raises:
+        ValueError: on an unknown importance, or a model without adapters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        importance: str = "sensitivity",
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+    ) -> None:
+        if importance not in IMPORTANCES:
+            raise ValueError(
+                f"unknown importance {importance!r}; choose one of {', '.join(IMPORTANCES)}"
+            )
+        for name, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0.0 <= beta <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {beta}")
+        self.adapters = list_adapters(model)
+        if not self.adapters:
+            raise ValueError(
+                "the model carries no SNELLA adapters, so there is nothing to allocate: set the "
+                "targets of SnellaBackbone, or leave out SparsityAllocationHook (custom_hooks)"
+            )
+        self.importance, self.beta1, self.beta2 = importance, beta1, beta2
+        self.factors = [f for adapter in self.adapters.values() for f in adapter.factors]
+        self._allocate(self.factors[0].device)
+
+    def _allocate(self, device: torch.device) -> None:
+        """One buffer each for all averages and uncertainties, and views per factor tensor."""
+        sizes = [factor.numel() for factor in self.factors]
+        dtype = torch.float64 if self.factors[0].dtype == torch.float64 else torch.float32
+        self._averages = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        self._uncertainties = torch.zeros_like(self._averages)
+        self.average, self.uncertainty = (
+            self._views(flat) for flat in (self._averages, self._uncertainties)
+        )
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([factor.numel() for factor in self.factors])
+        return [part.view(f.shape) for part, f in zip(parts, self.factors, strict=True)]
+
+    @torch.no_grad()
+    def update(self, grad_scale: Tensor | float = 1.0) -> None:
+        """Take in one step.
+
+        Args:
+            grad_scale: what the gradients are still multiplied by (a loss scale), else 1.
+        """
+        if self.importance == "frobenius":
+            return
+        self._follow_device()
+        current = torch.empty_like(self._averages)
+        views = self._views(current)
+        torch._foreach_copy_(views, self.factors)
+        if self.importance == "sensitivity":
+            pairs = [(v, f.grad) for v, f in zip(views, self.factors, strict=True)]
+            given = [pair for pair in pairs if pair[1] is not None]
+            if len(given) < len(pairs):
+                torch._foreach_zero_([view for view, grad in pairs if grad is None])
+            if given:
+                torch._foreach_mul_(*map(list, zip(*given, strict=True)))
+            if not isinstance(grad_scale, float) or grad_scale != 1.0:
+                current /= grad_scale
+        current.abs_()
+        ema_importance_(current, self._averages, self._uncertainties, self.beta1, self.beta2)
+
+    @torch.no_grad()
+    def scores(self) -> list[float]:
+        """Score of each matrix, in the order of ``adapters``."""
+        if self.importance == "frobenius":
+            norms = [adapter.delta_weight().norm() for adapter in self.adapters.values()]
+            return torch.stack(norms).tolist()
+        parts = [
+            importance_score(a, u) for a, u in zip(self.average, self.uncertainty, strict=True)
+        ]
+        counts = [len(adapter.factors) for adapter in self.adapters.values()]
+        return [float(group.sum()) for group in torch.stack(parts).double().split(counts)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on elsewhere: averages and uncertainties per factor tensor."""
+        return {
+            "importance": self.importance,
+            "names": list(self.adapters),
+            "average": [t.cpu().clone() for t in self.average],
+            "uncertainty": [t.cpu().clone() for t in self.uncertainty],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the values of :meth:`state_dict`.
+
+        Raises:
+            ValueError: when they are of other matrices or of another importance.
+        """
+        own = {"importance": self.importance, "names": list(self.adapters)}
+        for key, value in own.items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"the saved importances differ in {key}: {state.get(key)} instead of {value}"
+                )
+        for key in ("average", "uncertainty"):
+            for mine, saved in zip(getattr(self, key), state[key], strict=True):
+                mine.copy_(saved)
+
+    def _follow_device(self) -> None:
+        device = self.factors[0].device
+        if self._averages.device != device:
+            known = self._averages, self._uncertainties
+            self._allocate(device)
+            self._averages.copy_(known[0])
+            self._uncertainties.copy_(known[1])

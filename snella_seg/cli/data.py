@@ -1,0 +1,58 @@
+"""Looking at the data that a config names, before anything is built."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmseg.registry import DATASETS
+
+
+def check_datasets(cfg: Config, *loaders: str) -> None:
+    """See that the folders of the named dataloaders are there and hold images.
+
+    Raises:
+        FileNotFoundError: naming the folder and how to set it.
+        ValueError: when a folder holds no file of the dataset's suffix, or a list is empty.
+    """
+    for loader in loaders:
+        for dataset in _datasets(cfg.get(loader)):
+            root = Path(dataset.get("data_root") or "")
+            hint = f"set {loader}.dataset.data_root (--cfg-options) or prepare the data"
+            listed = dataset.get("ann_file")
+            if listed and not (root / listed).is_file():
+                raise FileNotFoundError(f"data not found: {root / listed} (ann_file); {hint}")
+            if listed and not (root / listed).read_text().strip():
+                raise ValueError(f"empty dataset: {root / listed} lists no image; {hint}")
+            for key, folder in dataset["data_prefix"].items():
+                if folder is None:
+                    continue
+                if not (root / folder).is_dir():
+                    raise FileNotFoundError(f"data not found: {root / folder} ({key}); {hint}")
+                files = f"*{_suffix(dataset, key)}"
+                if not listed and next((root / folder).rglob(files), None) is None:
+                    raise ValueError(f"empty dataset: no {files} in {root / folder}; {hint}")
+
+
+def _suffix(dataset: dict, prefix: str) -> str:
+    """How the names of a dataset's images or label maps end, by its config or its class."""
+    option = prefix.replace("_path", "_suffix")
+    if option in dataset:
+        return dataset[option]
+    kind = dataset["type"]
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    parameters = {} if known is None else inspect.signature(known).parameters
+    return parameters[option].default if option in parameters else ""
+
+
+def _datasets(node) -> Iterator[dict]:
+    """All configs of image folder datasets within a dataloader's config."""
+    if isinstance(node, dict):
+        if isinstance(node.get("data_prefix"), dict):
+            yield node
+        else:
+            for value in node.values():
+                yield from _datasets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _datasets(value)

@@ -1,0 +1,64 @@
+"""Fitting a config to the machine and the launch mode."""
+
+import torch
+from mmengine.config import Config
+
+from ..configs import replace_type, type_name
+
+
+def fit_to_machine(cfg: Config, launcher: str) -> None:
+    """Change what a config asks for to what this machine and launch mode can do.
+
+    Without a GPU or without several processes SyncBN becomes BN; without a GPU the process group
+    is gloo and mixed precision runs under CPU autocast.
+    """
+    cfg.launcher = launcher
+    gpu = torch.cuda.is_available()
+    if not gpu or launcher == "none":
+        replace_type(cfg.get("model"), "SyncBN", "BN")
+    if not gpu:
+        if type_name(cfg.get("optim_wrapper")) == "AmpOptimWrapper":
+            enable_amp(cfg)
+        if launcher != "none":
+            _use_gloo(cfg, launcher)
+
+
+def _use_gloo(cfg: Config, launcher: str) -> None:
+    """Start the process group here: mmengine's own start needs a GPU per process."""
+    if launcher != "pytorch":
+        raise ValueError(f"without a GPU only --launcher pytorch (torchrun) works, got {launcher}")
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    cfg.setdefault("env_cfg", {}).update(dist_cfg=dict(backend="gloo"))
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel",
+        device_ids=None,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+
+
+def leave_process_group() -> None:
+    """End the process group before the interpreter ends: left to that, gloo's threads may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision: fp16 with a dynamic loss scale on a GPU, bf16 on a CPU.
+
+    Raises:
+        ValueError: when the config's optimizer wrapper is one of its own.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = type_name(wrapper) or "OptimWrapper"
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise ValueError(f"--amp needs optim_wrapper.type OptimWrapper, got {kind}")
+    if torch.cuda.is_available():
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        wrapper.type = "CPUAmpOptimWrapper"
+        wrapper.pop("loss_scale", None)
+        wrapper.pop("dtype", None)

@@ -1,0 +1,82 @@
+"""Test a segmentor: ``python tools/test.py CONFIG CHECKPOINT``. Options as of mmseg's test.py."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from ..configs import load_config
+from ..loading import check_checkpoint
+from ..models.inference import allow_numpy_scalars, refuse_other_heads
+from .data import check_datasets
+from .failures import plain_errors
+from .machine import fit_to_machine, leave_process_group
+from .reading import prepare, set_work_dir
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Test a segmentor")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("--work-dir", help="where the metrics go, as JSON")
+    parser.add_argument("--out", help="folder for the predicted label maps")
+    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument("--show-dir", help="folder for painted images")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each image")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config",
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def draw_predictions(cfg, args: argparse.Namespace) -> None:
+    """Switch on mmseg's visualization hook."""
+    hook = cfg.default_hooks.get("visualization")
+    if hook is None:
+        raise ValueError(
+            "--show and --show-dir need default_hooks.visualization="
+            "dict(type='SegVisualizationHook') in the config"
+        )
+    hook.update(draw=True)
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+@plain_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    set_work_dir(cfg, args.work_dir, args.config)
+    fit_to_machine(cfg, args.launcher)
+    prepare(cfg)
+    check_checkpoint(args.checkpoint, "checkpoint")
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        if not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
+            raise ValueError("--tta needs tta_model and tta_pipeline in the config")
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.tta_model.module = cfg.model
+        cfg.model = cfg.tta_model
+    if args.out:
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    check_datasets(cfg, "test_dataloader")
+    allow_numpy_scalars()
+    runner = Runner.from_cfg(cfg)
+    refuse_other_heads(runner.model)
+    runner.test()
+    leave_process_group()

@@ -1,0 +1,25 @@
+"""How the columns of a matrix are cut into tiles that stay in a processor's cache."""
+
+import math
+
+from torch import Tensor
+
+#: Weights in a tile, and the least number of columns: small enough to stay in a cache and to be
+#: little beside the activations, large enough for matrix products to be efficient.
+TILE, MIN_COLUMNS = 400_000, 256
+
+#: Some columns of a matrix: a range, or their indices, ascending and each once.
+Columns = slice | Tensor
+
+
+def column_tiles(out_features: int, in_features: int) -> list[slice]:
+    """Cut the columns of a matrix into tiles of about ``TILE`` weights, near equal in width."""
+    widest = max(MIN_COLUMNS, TILE // out_features)
+    count = max(1, math.ceil(in_features / widest))
+    width = 32 * math.ceil(in_features / count / 32)
+    return [slice(i, min(i + width, in_features)) for i in range(0, in_features, width)]
+
+
+def column_parts(columns: Tensor, out_features: int) -> tuple[Tensor, ...]:
+    """Cut chosen columns likewise."""
+    return columns.split(max(MIN_COLUMNS, TILE // out_features)) if len(columns) else ()

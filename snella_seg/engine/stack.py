@@ -1,0 +1,301 @@
+"""The sparse deltas of one frozen weight: merged with it, and differentiated through a product.
+
+A weight may hold several matrices stacked by rows (the packed q, k and v of an attention); each
+is a :class:`DeltaBlock`. Who makes them is decided here, for forward and backward alike: on a CPU
+:mod:`~snella_seg.engine.tiles`, on a GPU :mod:`~snella_seg.engine.triton_delta`, and wherever these
+know nothing of a rule, the rule itself (:mod:`~snella_seg.engine.whole_delta`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ..functional import DeltaRule
+from ..functional.delta import HALF
+from . import columns as cut
+from . import tiles, triton_delta, whole_delta
+from .threshold_search import Bracket
+
+#: What making a delta leaves for backward, small: its threshold, then what its maker needs.
+State = tuple[Tensor | None, ...]
+
+
+class Maker(Enum):
+    """What makes a delta."""
+
+    TILES = "tiles"
+    TRITON = "triton"
+    WHOLE = "whole"
+
+
+@dataclass
+class DeltaBlock:
+    """The sparse delta of the rows ``start:stop`` of a weight, as the recipe that makes it.
+
+    Args:
+        start, stop: row range of the weight that this delta adds to.
+        rule: how it is made; a :class:`DeltaRule`, or anything that is called as one is.
+        sparsity: share of its entries that are zero, in [0, 1].
+        params: in_factors (H, in, r/H), out_factors (H, stop - start, r/H), then scalars; or
+            whatever the rule takes.
+        bracket: where its threshold was last time; kept by whoever makes blocks again and again.
+    """
+
+    start: int
+    stop: int
+    rule: DeltaRule
+    sparsity: float
+    params: tuple[Tensor, ...]
+    bracket: Bracket = field(default_factory=Bracket)
+
+    @property
+    def rows(self) -> slice:
+        """The row range of the weight."""
+        return slice(self.start, self.stop)
+
+    def with_params(self, params: tuple[Tensor, ...]) -> "DeltaBlock":
+        """The same block over other tensors of the same values."""
+        return replace(self, params=params)
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """In which the delta is made: the factors' dtype, but single precision for half."""
+        dtype = self.params[0].dtype
+        return torch.float32 if dtype in HALF else dtype
+
+    @property
+    def by_triton(self) -> bool:
+        """Whether the Triton kernels make this delta."""
+        factors = self.params[0]
+        return (
+            factors.is_cuda
+            and factors.dtype != torch.float64
+            and isinstance(self.rule, DeltaRule)
+            and triton_delta.knows(self.rule)
+            and triton_delta.available(factors.device)
+        )
+
+
+@dataclass
+class MadeBlock:
+    """A block in backward: the state that making it left, and which parameters want gradients."""
+
+    block: DeltaBlock
+    state: State
+    needs: tuple[bool, ...]
+
+
+def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
+    """What makes the delta of each block: the same whenever it is asked of the same blocks.
+
+    Tiles wait for the device at each tile and need the whole weight to be theirs, so they are for
+    CPUs, and for weights all of whose deltas can be made of parts.
+    """
+    tiled = all(
+        not block.params[0].is_cuda
+        and not block.by_triton
+        and isinstance(block.rule, DeltaRule)
+        and tiles.can_tile(block.rule)
+        for block in blocks
+    )
+    if tiled:
+        return [Maker.TILES] * len(blocks)
+    return [Maker.TRITON if block.by_triton else Maker.WHOLE for block in blocks]
+
+
+def _covered(blocks: Sequence[DeltaBlock], rows: int) -> bool:
+    return sum(block.stop - block.start for block in blocks) == rows
+
+
+def _start(weight: Tensor | None, shape: tuple[int, int], blocks: Sequence[DeltaBlock]) -> Tensor:
+    """A matrix to write the deltas of ``blocks`` into: rows that have none hold ``weight``."""
+    like, dtype = blocks[0].params[0], blocks[0].working_dtype
+    covered = _covered(blocks, shape[0])
+    if weight is not None and not covered:
+        return weight.detach().to(dtype, copy=True)
+    make = torch.empty if covered else torch.zeros
+    return make(shape, dtype=dtype, device=like.device)
+
+
+def merge_deltas(
+    weight: Tensor | None, shape: tuple[int, int], blocks: Sequence[DeltaBlock], scale: float = 1.0
+) -> tuple[Tensor, list[State]]:
+    """Make ``weight + scale * deltas``, or the scaled deltas alone where ``weight`` is None.
+
+    Returns:
+        The sum, of ``shape`` (out, in) in the working dtype, and the state of each block, small
+        tensors from which backward makes the same delta again.
+    """
+    base = None if weight is None else weight.detach().to(blocks[0].working_dtype)
+    merged = _start(base, shape, blocks)
+    states: list[State] = []
+    for block, maker in zip(blocks, makers(blocks), strict=True):
+        out, part = merged[block.rows], None if base is None else base[block.rows]
+        recipe = (block.params, block.rule, block.sparsity)
+        if maker is Maker.TRITON:
+            states.append(triton_delta.launch_delta(*recipe, part, out, scale)[1])
+        elif maker is Maker.TILES:
+            states.append(tiles.write_delta(*recipe, block.bracket, out, part, scale))
+        else:
+            states.append(whole_delta.write_whole(*recipe, out, part, scale))
+    return merged, states
+
+
+def product_backward(
+    x: Tensor,
+    grad_y: Tensor,
+    weight: Tensor | None,
+    shape: tuple[int, int],
+    made: list[MadeBlock],
+    scale: float,
+    needs_x: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of ``x (weight + scale * deltas)^T`` by x and by the parameters of all blocks.
+
+    Args:
+        x: (M, in).
+        grad_y: (M, out).
+        weight: (out, in), or None for a product with the deltas alone.
+        shape: (out, in).
+        made: the blocks.
+        scale: factor of the deltas.
+        needs_x: whether the gradient by x is wanted.
+
+    Returns:
+        The gradient by x or None, and those by all parameters in one list.
+    """
+    if not _all_tiled(made):
+        grad_weight = grad_y.T @ x
+        merged, grads = _backward_whole(grad_weight, weight, shape, made, scale, needs_x)
+        return grad_y @ merged.to(grad_y.dtype) if merged is not None else None, grads
+
+    grad_x = x.new_empty(0)
+    if needs_x:
+        only_sparse = all(entry.state[1] is not None for entry in made)
+        if not only_sparse:
+            grad_x = torch.empty_like(x)
+        else:
+            grad_x = torch.zeros_like(x) if weight is None else grad_y @ weight
+
+    def grad_delta(rows, columns, factor):
+        return tiles.masked_product(grad_y[:, rows], x[:, columns], factor)
+
+    def use_merged(columns, merged):
+        torch.mm(grad_y, merged.to(grad_y.dtype), out=grad_x[:, columns])
+
+    def use_sparse(rows, columns, kept, factor):
+        change = tiles.sparse_product(grad_y[:, rows], kept, factor)
+        grad_x.index_add_(1, columns, change, alpha=scale)
+
+    uses = (use_merged, use_sparse) if needs_x else (None, None)
+    grads = _backward_tiled(weight, shape, made, scale, grad_delta, *uses)
+    return grad_x if needs_x else None, grads
+
+
+def weight_backward(
+    grad_weight: Tensor, made: list[MadeBlock], scale: float = 1.0
+) -> list[Tensor | None]:
+    """Gradients of ``scale * deltas`` by all parameters, given the gradient of the weight."""
+    shape = (grad_weight.shape[0], grad_weight.shape[1])
+    if not _all_tiled(made):
+        return _backward_whole(grad_weight, None, shape, made, scale, False)[1]
+
+    def grad_delta(rows, columns, factor):
+        return grad_weight[rows][:, columns].to(factor.dtype) * factor
+
+    return _backward_tiled(None, shape, made, scale, grad_delta)
+
+
+def _all_tiled(made: list[MadeBlock]) -> bool:
+    return makers([entry.block for entry in made])[0] is Maker.TILES
+
+
+def _backward_tiled(
+    weight: Tensor | None,
+    shape: tuple[int, int],
+    made: list[MadeBlock],
+    scale: float,
+    grad_delta: Callable[[slice, cut.Columns, Tensor], Tensor],
+    use_merged: Callable[[slice, Tensor], None] | None = None,
+    use_sparse: Callable[[slice, Tensor, Tensor, Tensor], None] | None = None,
+) -> list[Tensor | None]:
+    """Make all deltas again, tile by tile, and the gradients of their parameters.
+
+    ``grad_delta(rows, columns, factor)`` gives the gradient of a part of a delta, times its factor.
+    ``use_merged(columns, merged)`` gets the merged weight of some columns, with the deltas of all
+    blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept, factor)`` gets
+    columns of the other deltas, those that hold non-zero weights only.
+    """
+    matrices = [tiles.tiles_of(m.block.params, m.block.rule) for m in made]
+
+    def remake(entry, matrix, columns):
+        tile = matrix.tile(columns)
+        threshold, sparsifier = float(entry.state[0]), entry.block.rule.sparsifier
+        kept, factor = tiles.split_factor(tile.dense, threshold, sparsifier)
+        return tile, kept, factor
+
+    def differentiate(entry, matrix, tile, factor):
+        if any(entry.needs):
+            grad = grad_delta(entry.block.rows, tile.columns, factor)
+            matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
+
+    pairs = list(zip(made, matrices, strict=True))
+    dense = [pair for pair in pairs if pair[0].state[1] is None]
+    dense_blocks = [entry.block for entry, _ in dense]
+
+    def base_tile(columns):
+        part = None if weight is None else weight[:, columns]
+        return _start(part, (shape[0], columns.stop - columns.start), dense_blocks)
+
+    tallest = max(entry.block.stop - entry.block.start for entry in made)
+    for columns in cut.column_tiles(tallest, shape[1]) if dense else ():
+        merged = None if use_merged is None else base_tile(columns)
+        for entry, matrix in dense:
+            tile, kept, factor = remake(entry, matrix, columns)
+            if merged is not None:
+                rows = entry.block.rows
+                base = None if weight is None else weight[rows, columns].to(kept.dtype)
+                tiles.write(merged[rows], base, kept, factor, scale)
+                if entry is dense[-1][0]:
+                    use_merged(columns, merged)
+                    merged = None
+            del kept
+            differentiate(entry, matrix, tile, factor)
+            del tile, factor
+    for entry, matrix in pairs:
+        if entry.state[1] is None:
+            continue
+        for columns in cut.column_parts(entry.state[1], tallest):
+            tile, kept, factor = remake(entry, matrix, columns)
+            if use_sparse is not None:
+                use_sparse(entry.block.rows, columns, kept, factor)
+            differentiate(entry, matrix, tile, factor)
+    return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
+
+
+def _backward_whole(
+    grad_weight: Tensor,
+    weight: Tensor | None,
+    shape: tuple[int, int],
+    made: list[MadeBlock],
+    scale: float,
+    needs_merged: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Without tiles: the merged weight, where needed, and the parameters' gradients."""
+    blocks = [entry.block for entry in made]
+    merged = _start(weight, shape, blocks) if needs_merged else None
+    grad_weight = grad_weight if scale == 1.0 else grad_weight * scale
+    grads: list[Tensor | None] = []
+    for entry, maker in zip(made, makers(blocks), strict=True):
+        rows = entry.block.rows
+        base = None if weight is None else weight[rows]
+        out = None if merged is None else merged[rows]
+        recipe = (entry.block.params, entry.block.rule, entry.state, grad_weight[rows])
+        backward = (
+            triton_delta.launch_backward if maker is Maker.TRITON else whole_delta.whole_backward
+        )
+        grads += backward(*recipe, entry.needs, base, out, scale)
+    return merged, grads

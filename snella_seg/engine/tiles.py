@@ -1,0 +1,177 @@
+"""The weight side on a CPU: K and its derivatives for some columns at a time, nothing kept.
+
+Which class makes the tiles of a kernel is looked up by the kernel's function: hand-written ones for
+the functions of :mod:`snella_seg.functional.kernels`, :class:`AutogradTiles` for all others.
+
+A column that holds no weight of the competition has no gradient at all, since K reaches the loss
+through its non-zero entries only: backward leaves such columns out.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..functional import DeltaRule, distance_kernel, linear_kernel, mixed_kernel
+from ..functional.kernels import get_kernel
+from ..functional.sparsify import full_factor, get_sparsifier, soft_factor, weighted_factor
+from . import columns as cut
+from .autograd_tiles import AutogradTiles
+from .columns import Columns
+from .distance_tiles import DistanceTiles
+from .linear_tiles import LinearTiles
+from .threshold_search import Bracket, ThresholdSearch
+
+#: Share of active columns (rows) above which gathering them costs more than it saves.
+GATHER = 0.7
+
+
+class Tile(Protocol):
+    """K of some columns of a matrix, and whatever else its derivatives need."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    @property
+    def dense(self) -> Tensor: ...
+
+
+class Tiles(Protocol):
+    """K of one matrix, tile by tile, and the sums of its parameters' gradients.
+
+    ``params`` are in_factors (H, in, r/H), out_factors (H, out, r/H), then the kernel's scalars.
+    """
+
+    def __init__(self, params: tuple[Tensor, ...], rule: DeltaRule) -> None: ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix, (out, in)."""
+
+    def tile(self, columns: Columns, out: Tensor | None = None) -> Tile:
+        """Make K of these columns, in ``out`` where that is given."""
+
+    def add_gradients(self, tile: Tile, grad_dense: Tensor) -> None:
+        """Take in the gradient of the loss by K of a tile; may overwrite both."""
+
+    def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """The sums as gradients of ``params``, in their dtypes; None where not needed."""
+
+
+#: Function of a kernel -> what makes its tiles.
+TILES: dict[Callable[..., Tensor], type] = {
+    distance_kernel: DistanceTiles,
+    linear_kernel: LinearTiles,
+    mixed_kernel: DistanceTiles,
+}
+
+
+def tiles_of(params: tuple[Tensor, ...], rule: DeltaRule) -> Tiles:
+    """K of one matrix, tile by tile, by the kernel of ``rule``."""
+    return TILES.get(get_kernel(rule.kernel).function, AutogradTiles)(params, rule)
+
+
+def can_tile(rule: DeltaRule) -> bool:
+    """Whether a delta may be made of parts."""
+    return get_kernel(rule.kernel).columnwise and get_sparsifier(rule.sparsifier).elementwise
+
+
+def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tensor, Tensor]:
+    """Return ``(k, f)`` with ``delta = k * f``, f being what the gradient holds constant."""
+    factor = get_sparsifier(sparsifier).factor
+    if factor is weighted_factor:
+        kept = torch.nn.functional.hardshrink(dense, threshold)  # K where |K| > t
+        return kept, kept.abs()
+    if factor is soft_factor:
+        return dense, (dense.abs() - threshold).clamp_min_(0)
+    if factor is full_factor:
+        return dense, dense.new_ones(()).expand_as(dense)
+    return dense, factor(dense, dense.new_tensor(threshold))
+
+
+def write(
+    out: Tensor, base: Tensor | None, kept: Tensor, factor: Tensor, scale: float = 1.0
+) -> None:
+    """``out = base + scale * kept * factor``, or without a base."""
+    if base is not None:
+        torch.addcmul(base, kept, factor, value=scale, out=out)
+    else:
+        torch.mul(kept, factor, out=out)
+        if scale != 1.0:
+            out.mul_(scale)
+
+
+def write_delta(
+    params: tuple[Tensor, ...],
+    rule: DeltaRule,
+    sparsity: float,
+    bracket: Bracket,
+    out: Tensor,
+    base: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Write ``base + scale * delta`` of one matrix into ``out``, both (out, in).
+
+    Args:
+        params: in_factors, out_factors and the kernel's scalars.
+        rule: how the delta is made.
+        sparsity: share of its entries that are zero, in [0, 1].
+        bracket: where the threshold was found last; is brought up to date.
+        out: receives the result, in the working precision (that of ``params``, at least single).
+        base: W0, or None for the delta alone.
+        scale: multiplies the delta.
+
+    Returns:
+        The threshold (0-dim) and the indices of the columns that hold non-zero weights, or None
+        when those are most columns, or when chosen columns may come out with other bits.
+    """
+    matrix = tiles_of(params, rule)
+    search = ThresholdSearch(out.numel(), sparsity, bracket) if rule.competes else None
+    for columns in cut.column_tiles(*matrix.shape):
+        dense = matrix.tile(columns, out[:, columns]).dense
+        if search is not None:
+            search.add(dense)
+    threshold = rule.threshold(out, sparsity) if search is None else search.finish(out)
+    limit = float(threshold)
+    active = out.new_zeros(out.shape[1])
+    height = max(1, cut.TILE // out.shape[1])
+    for first in range(0, len(out), height):
+        rows = slice(first, first + height)
+        kept, factor = split_factor(out[rows], limit, rule.sparsifier)
+        torch.maximum(active, _largest(factor, 0), out=active)
+        write(out[rows], None if base is None else base[rows], kept, factor, scale)
+    if isinstance(matrix, AutogradTiles):
+        return threshold, None
+    found = active.nonzero()[:, 0]
+    return threshold, found if len(found) <= GATHER * len(active) else None
+
+
+def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """``(grad_y^T x) * factor``, of which only rows with a non-zero factor are computed.
+
+    ``grad_y`` is (M, out), ``x`` (M, columns), ``factor`` (out, columns).
+    """
+    rows = _active_rows(factor)
+    if len(rows) > GATHER * len(factor):
+        return (grad_y.T @ x).to(factor.dtype).mul_(factor)
+    grad = torch.zeros_like(factor)
+    grad[rows] = (grad_y[:, rows].T @ x).to(factor.dtype).mul_(factor[rows])
+    return grad
+
+
+def sparse_product(grad_y: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
+    """``grad_y (kept * factor)``, (M, columns), of which empty rows are left out."""
+    rows = _active_rows(factor)
+    if len(rows) > GATHER * len(factor):
+        return grad_y @ (kept * factor).to(grad_y.dtype)
+    return grad_y[:, rows] @ (kept[rows] * factor[rows]).to(grad_y.dtype)
+
+
+def _active_rows(factor: Tensor) -> Tensor:
+    return _largest(factor, 1).nonzero()[:, 0]
+
+
+def _largest(factor: Tensor, dim: int) -> Tensor:
+    """The largest magnitude along a dimension."""
+    return torch.maximum(factor.amax(dim), factor.amin(dim).neg_())

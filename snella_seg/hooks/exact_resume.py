@@ -1,0 +1,101 @@
+"""Resuming with the very bits of an unbroken run. Leans on private members of mmengine's loops."""
+
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+
+from .seeding import PositionSampler, seed_samples, seed_step
+
+_GRADIENTS = "snella_gradients"
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Lets a run that was cut off and resumed end with the same bits as one that was not.
+
+    Every step and every sample draws random numbers of its own (:mod:`snella_seg.hooks.seeding`),
+    so that nothing of the random generators has to be saved. Gradients that wait for more
+    (``accumulative_counts``) travel in the checkpoint. In several processes they do not: there
+    checkpoints should fall on multiples of ``accumulative_counts``.
+
+    :class:`snella_seg.hooks.SnellaCheckpointHook` has one of its own; as a custom hook it serves
+    beside mmengine's CheckpointHook.
+    """
+
+    def __init__(self) -> None:
+        self._gradients: dict | None = None
+        self._sampler: PositionSampler | None = None
+        self._rank = 0
+
+    def before_train(self, runner) -> None:
+        self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
+        self._seed_samples(runner)
+        if self._gradients is not None and runner.iter > 0:
+            named = dict(_unwrapped(runner).named_parameters())
+            for name, gradient in self._gradients.items():
+                named[name].grad = gradient.to(named[name].device)
+        self._gradients = None
+
+    def _seed_samples(self, runner) -> None:
+        loop, loader = runner.train_loop, runner.train_dataloader
+        self._sampler = seed_samples(loader, runner.seed, get_rank())
+        if self._sampler is None:
+            runner.logger.warning(
+                "a resumed run will draw other augmentations: this dataloader's samples cannot be "
+                "seeded one by one"
+            )
+        elif not isinstance(loop, EpochBasedTrainLoop):
+            # Older mmengine has begun to draw, by workers that know nothing of seeds.
+            stream, loader._iterator = type(loop.dataloader_iterator), None
+            loop.dataloader_iterator = stream(loader)
+            self._sampler.start = _skipped_by_sampler(loop.dataloader_iterator, runner.iter)
+
+    def before_train_epoch(self, runner) -> None:
+        loop = runner.train_loop
+        if self._sampler is None or not isinstance(loop, EpochBasedTrainLoop):
+            return
+        self._sampler.start = runner.epoch * len(self._sampler)
+        length = len(loop.dataloader)
+        done = runner.iter - runner.epoch * length  # more than 0 when resumed within an epoch
+        if 0 < done <= length and loop.dataloader.batch_size:
+            self._sampler.pass_over = done * loop.dataloader.batch_size
+        elif done:
+            runner.logger.warning(
+                f"the checkpoint was written in epochs of another length than the {length} "
+                "iterations of this run: its epoch begins anew"
+            )
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed_step(runner.seed, runner.iter, self._rank)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._gradients = checkpoint.pop(_GRADIENTS, None)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if get_world_size() > 1 or _has_updated(runner.optim_wrapper):
+            return
+        named = _unwrapped(runner).named_parameters()
+        waiting = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
+        if waiting:
+            checkpoint[_GRADIENTS] = waiting
+
+
+def _skipped_by_sampler(iterator, done: int) -> int:
+    """How many indices mmengine lets the sampler leave out for ``done`` iterations.
+
+    Newer versions skip so where they can; otherwise batches are drawn and thrown away.
+    """
+    if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
+        return 0
+    return done * (iterator._resolve_batch_size() or 0)
+
+
+def _has_updated(optim_wrapper) -> bool:
+    """Whether the last step ended with an update, so that no gradients wait for more."""
+    return getattr(optim_wrapper, "should_update", lambda: True)()
+
+
+def _unwrapped(runner):
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

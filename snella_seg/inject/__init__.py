@@ -1,0 +1,53 @@
+"""Where adapters go: which matrices a backbone has, which are adapted, what else is trained."""
+
+from .attach import (
+    adapted_weights,
+    adapter_keys,
+    adapter_options,
+    adapters_disabled,
+    add_adapters,
+    attach_adapters,
+    base_state,
+    detach_adapters,
+    is_adapter_key,
+    list_adapters,
+    make_adapters,
+    set_adapters_enabled,
+)
+from .families import FAMILIES, KINDS, Family
+from .freeze import AUTO_TRAINABLE, covers, freeze_base, is_output_norm
+from .methods import METHODS, Method, allocation_mode, get_method, settle
+from .summary import sparsity_by_kind, summarize
+from .targets import Matrix, find_matrices, select_matrices
+
+__all__ = [
+    "AUTO_TRAINABLE",
+    "FAMILIES",
+    "KINDS",
+    "METHODS",
+    "Family",
+    "Matrix",
+    "Method",
+    "adapted_weights",
+    "adapter_keys",
+    "adapter_options",
+    "adapters_disabled",
+    "add_adapters",
+    "allocation_mode",
+    "attach_adapters",
+    "base_state",
+    "covers",
+    "detach_adapters",
+    "find_matrices",
+    "freeze_base",
+    "get_method",
+    "is_adapter_key",
+    "is_output_norm",
+    "list_adapters",
+    "make_adapters",
+    "select_matrices",
+    "set_adapters_enabled",
+    "settle",
+    "sparsity_by_kind",
+    "summarize",
+]

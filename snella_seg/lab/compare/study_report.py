@@ -1,0 +1,268 @@
+"""The report of a comparison: Markdown, pictures, and one HTML page."""
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ...loading import write_text
+from ..style import embed, facts_table, html_table, markdown_table, page
+from ..text import size
+from . import pictures as plots
+from .statistics import by_method, class_means, confidence, mean_spread, paired_difference
+from .variant import Variant
+
+
+@dataclass
+class _Section:
+    """A heading, then text, a table and a picture, each of which may be missing."""
+
+    title: str
+    text: str = ""
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    picture: Path | None = None
+
+    def markdown(self) -> str:
+        parts = [f"## {self.title}", self.text]
+        parts.append(markdown_table(self.header, self.rows) if self.rows else "")
+        parts.append(f"![{self.title}]({self.picture.name})" if self.picture else "")
+        return "\n\n".join(part for part in parts if part)
+
+    def html(self) -> str:
+        parts = [f"<h2>{self.title}</h2>", f"<p>{self.text}</p>" if self.text else ""]
+        parts.append(html_table(self.header, self.rows) if self.rows else "")
+        parts.append(embed(self.picture, self.title) if self.picture else "")
+        return "\n".join(part for part in parts if part)
+
+
+def write_report(study: dict, folder: Path) -> Path:
+    """Write ``report.md``, ``report.html`` and pictures; return the path of the page.
+
+    Args:
+        study: what ``study.json`` holds.
+        folder: where to write.
+
+    Raises:
+        ValueError: when no run of the study has ended well.
+    """
+    methods = by_method(study["runs"])
+    if not methods:
+        raise ValueError("no run of the comparison has ended well: there is nothing to report")
+    title = f"Comparison: {Path(study['config']).stem}"
+    sections = [*_scores(study, folder), *_classes(study, folder), *_costs(study, folder)]
+    sections += [*_search(study, folder), *_failures(study)]
+    facts = _facts(study)
+    lines = [f"- {name}: {value}" for name, value in facts]
+    body = "\n\n".join([f"# {title}", "\n".join(lines), *(s.markdown() for s in sections)])
+    write_text(folder / "report.md", body + "\n")
+    html = "\n".join([facts_table(facts), *(section.html() for section in sections)])
+    write_text(folder / "report.html", page(title, html))
+    return folder / "report.html"
+
+
+def _facts(study: dict) -> list[tuple[str, str]]:
+    facts = [("command", study["command"])] if study.get("command") else []
+    facts.append(("runs", f"{len(study['runs'])}, {study['seeds']} seeds of each method"))
+    facts.append(("schedule", study["schedule"]))
+    facts += [(name, text) for name, text in study.get("environment", {}).items()]
+    return facts
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions, for readers of figures."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    found = {"processor": f"{cpu}, {os.cpu_count()} cores"}
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    names = ("snella_seg", "torch", "timm")
+    families = (("mmengine", "onedl-mmengine"), ("mmsegmentation", "onedl-mmsegmentation"))
+    found["versions"] = ", ".join(f"{n} {_version((n,))}" for n in names) + "".join(
+        f", {family[0]} {_version(family)}" for family in families
+    )
+    return found
+
+
+def _version(names: Iterable[str]) -> str:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "?"
+
+
+def _scores(study: dict, folder: Path) -> list[_Section]:
+    """The main table with its picture, and the curves."""
+    methods, costs = by_method(study["runs"]), study.get("costs", {})
+    header = [
+        "method", "mIoU, %", "learning rate", "learnable in the backbone", "non-zero weights",
+        "checkpoint", "s / iteration", "peak memory",
+    ]  # fmt: skip
+    rows = []
+    for name, group in methods.items():
+        cost = costs.get(name, {})
+        rate = group[0]["lr"]
+        rows.append([
+            Variant.parse(name).label,
+            _mean_text([row["mIoU"] for row in group]),
+            "-" if rate is None else f"{rate:g}",
+            _number(cost.get("learnable")),
+            _nonzero(group[0], cost),
+            size(group[0]["checkpoint"]),
+            _or_dash(cost.get("seconds_per_iteration"), "{:.3f}"),
+            _peak(cost),
+        ])  # fmt: skip
+    reference = "snella" if "snella" in methods else next(iter(methods))
+    text = f"mIoU on the validation set after the last iteration; heads learn at {_heads(study)}."
+    sections = [
+        _Section(
+            "Scores", text, header, rows, plots.draw_scores(study["runs"], folder / "scores.png")
+        )
+    ]
+    if len(methods) > 1:
+        sections.append(_differences(methods, reference))
+    curves = plots.draw_curves(study["runs"], folder / "curves.png")
+    return [*sections, _Section("Curves", "Means over seeds; bands span them.", picture=curves)]
+
+
+def _heads(study: dict) -> str:
+    rate = study["runs"][0]["head_lr"]
+    return "the rate of the config" if rate is None else f"{rate:g}"
+
+
+def _differences(methods: dict[str, list[dict]], reference: str) -> _Section:
+    rows, header = [], ["method", "difference", "95 % interval"]
+    for name, group in methods.items():
+        if name != reference:
+            mean, error = paired_difference(methods[reference], group)
+            if mean != mean:  # no seed in common
+                continue
+            tail = interval = ""
+            if error is not None:
+                half = confidence(error, min(len(group), len(methods[reference])))
+                tail, interval = f" ± {error:.2f}", f"{mean - half:+.2f} to {mean + half:+.2f}"
+            rows.append([Variant.parse(name).label, f"{mean:+.2f}{tail}", interval or "-"])
+    label = Variant.parse(reference).label
+    text = (
+        f"{label} minus each method, in points of mIoU: the mean over seeds of the difference at "
+        "equal seed, its standard error, and the 95 % interval by Student's t. Where that holds "
+        "zero the difference may be chance."
+    )
+    return _Section(f"{label} against the others", text, header, rows)
+
+
+def _classes(study: dict, folder: Path) -> list[_Section]:
+    methods = by_method(study["runs"])
+    means = {name: class_means(group) for name, group in methods.items()}
+    names = dict.fromkeys(c for table in means.values() for c in table)
+    if not names:
+        return []
+    reference = "frozen" if "frozen" in methods else next(iter(methods))
+    rows = [[c, *(_or_dash(table.get(c), "{:.1f}") for table in means.values())] for c in names]
+    header = ["class", *(Variant.parse(name).label for name in means)]
+    picture = None
+    if len(methods) > 1:
+        picture = plots.draw_classes(study["runs"], reference, folder / "classes.png")
+    return [_Section("IoU of each class, %", "Means over seeds.", header, rows, picture)]
+
+
+def _costs(study: dict, folder: Path) -> list[_Section]:
+    costs = study.get("costs", {})
+    known = {m: c for m, c in costs.items() if c.get("seconds_per_iteration")}
+    if not known:
+        return []
+    base = next(iter(known.values()))
+    rows = [
+        [
+            Variant.parse(m).label,
+            f"{c['seconds_per_iteration']:.3f}",
+            f"{c['seconds_per_iteration'] / base['seconds_per_iteration']:.2f}",
+            f"{c['seconds_at_start']:.3f}",
+            f"{c['seconds_at_end']:.3f}",
+            _or_dash(c["seconds_per_validation_image"], "{:.3f}"),
+            _peak(c),
+            _or_dash(c["checkpoint_bytes"], size),
+        ]
+        for m, c in known.items()
+    ]
+    first = Variant.parse(next(iter(known))).label
+    header = [
+        "method", "s / iteration", f"/ {first}", "at the first budget", "at the last budget",
+        "s / validation image", "peak memory", "checkpoint with optimizer",
+    ]  # fmt: skip
+    text = (
+        f"Medians of {study['cost_rounds']} rounds; in each, one preflight of every method after "
+        "the other. Peak memory is that of the training process."
+    )
+    picture = plots.draw_costs(study["runs"], costs, folder / "costs.png")
+    return [_Section("Costs", text, header, rows, picture)]
+
+
+def _search(study: dict, folder: Path) -> list[_Section]:
+    good = [row for row in study["search"] if "error" not in row]
+    if not good:
+        return []
+    text = (
+        f"One run each, {study['search_schedule']}, trained on a part of the training images and "
+        f"validated on the other {study['holdout']:.0%} of them. The validation set has no part."
+    )
+    picture = plots.draw_search(good, folder / "search.png")
+    rates = sorted({row["lr"] for row in good if row["lr"] is not None})
+    rows = []
+    for name, group in by_method(good).items():
+        found = {row["lr"]: row["mIoU"] for row in group if row["lr"] is not None}
+        if found:
+            best = max(found, key=found.get)
+            cells = [
+                _or_dash(found.get(r), "{:.2f}") + (" (best)" if r == best else "") for r in rates
+            ]
+            rows.append([Variant.parse(name).label, *cells])
+    heads = ", ".join(f"{r['head_lr']:g}: {r['mIoU']:.2f}" for r in good if r["lr"] is None)
+    text += f" Rates of the heads, frozen backbone: {heads}." if heads else ""
+    header = ["method", *(f"{rate:g}" for rate in rates)]
+    return [_Section("Choice of the learning rates", text, header, rows, picture)]
+
+
+def _failures(study: dict) -> list[_Section]:
+    failed = [row for row in study["search"] + study["runs"] if "error" in row]
+    failed += [
+        {"folder": f"cost of {m}", **c} for m, c in study.get("costs", {}).items() if "error" in c
+    ]
+    rows = [[row["folder"], row["error"]] for row in failed]
+    return [_Section("Failed runs", "", ["run", "error"], rows)] if rows else []
+
+
+def _mean_text(values: list[float]) -> str:
+    mean, spread = mean_spread(values)
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _nonzero(row: dict, cost: dict) -> str:
+    weights = cost.get("weights")
+    if not weights:
+        return "-"
+    count = row["allocation"]["budget"] if row.get("allocation") else weights
+    return f"{count:,} ({count / weights:.0%})"
+
+
+def _peak(cost: dict) -> str:
+    return _or_dash(cost.get("gpu_peak_bytes") or cost.get("peak_bytes"), size)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _or_dash(value, form) -> str:
+    if value is None:
+        return "-"
+    return form.format(value) if isinstance(form, str) else form(value)

@@ -1,0 +1,180 @@
+"""What would let a training silently end otherwise than its config says."""
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+
+from ...hooks import SparsityAllocationHook
+from ...inject import adapter_keys
+from ...loading import some
+from ...models import SnellaBackbone
+from ..text import size
+from .forecast import Forecast
+from .probe import ProbeHook
+
+
+def find_wrapper(model: nn.Module) -> SnellaBackbone | None:
+    """The SnellaBackbone of a model, or None."""
+    return next((m for m in model.modules() if isinstance(m, SnellaBackbone)), None)
+
+
+def problems(report: Forecast, runner: Runner, cfg: Config, hook: ProbeHook | None) -> list[str]:
+    """All that would silently go wrong; see :func:`snella_seg.lab.preflight.preflight`."""
+    found = [
+        *_base(report, runner, cfg),
+        *_allocation(report, runner),
+        *_classes(runner, hook),
+        *_schedule(runner, cfg),
+    ]
+    if report.disk_bytes and report.disk_bytes > report.disk_free_bytes:
+        found.append(
+            f"checkpoints need {size(report.disk_bytes)}, {size(report.disk_free_bytes)} are free: "
+            "keep fewer (default_hooks.checkpoint.max_keep_ckpts) or use another --work-dir"
+        )
+    if hook is not None:
+        found += _probe(runner, hook)
+    return found
+
+
+def warnings(report: Forecast, runner: Runner) -> list[str]:
+    """What is worth a look, though it may be meant so."""
+    found = []
+    if runner._val_loop is None:
+        found.append("there is no validation (val_dataloader, val_cfg, val_evaluator)")
+    wait, step = report.data_seconds, report.seconds_per_iteration
+    if wait and step and wait > 0.2 * step:
+        found.append(
+            f"{wait / step:.0%} of an iteration is spent waiting for data: more num_workers in "
+            "train_dataloader"
+        )
+    return found
+
+
+def _base(report: Forecast, runner: Runner, cfg: Config) -> list[str]:
+    wrapper = find_wrapper(runner.model)
+    if wrapper is None:
+        return ["model.backbone is no SnellaBackbone: nothing of it is adapted or frozen"]
+    if cfg.get("load_from") or getattr(runner.model, "init_cfg", None):
+        return []
+    if wrapper.base_source is None and wrapper.named_source is None:
+        return [
+            "the base has no pretrained weights, so frozen random weights would be adapted: set "
+            "model.backbone.base_checkpoint, or the inner backbone's init_cfg"
+        ]
+    if report.random_base and wrapper.method.trainable == ("*",):
+        return [
+            f"{wrapper.named_source} lacks {some(report.random_base)}: full tuning would begin "
+            "with random weights"
+        ]
+    return []
+
+
+def _allocation(report: Forecast, runner: Runner) -> list[str]:
+    hooks = [h for h in runner.hooks if isinstance(h, SparsityAllocationHook)]
+    wrapper = find_wrapper(runner.model)
+    wanted = wrapper is not None and wrapper.method.allocation is not None
+    if wanted and report.weights and not hooks:
+        return [
+            "custom_hooks holds no SparsityAllocationHook: sparsities stay as they begin, matrices "
+            "do not compete"
+        ]
+    if len(hooks) > 1:
+        return [f"custom_hooks holds {len(hooks)} SparsityAllocationHooks; one is right"]
+    if not hooks or hooks[0].mode in (None, "fixed"):
+        return []
+    found = []
+    if report.nonzero_end > report.nonzero:
+        found.append(
+            f"the budget grows, from {report.nonzero:,} to {report.nonzero_end:,} weights: "
+            "target_sparsity of SparsityAllocationHook is below initial_sparsity of the adapters"
+        )
+    return found
+
+
+def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
+    found = []
+    dataset = getattr(getattr(runner._train_loop, "dataloader", None), "dataset", None)
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    for name in ("decode_head", "auxiliary_head"):
+        head = getattr(runner.model, name, None)
+        for one in head if isinstance(head, nn.ModuleList) else [head] if head else []:
+            count = getattr(one, "num_classes", None)
+            if getattr(one, "out_channels", count) == 1 and count == 1:
+                count = 2  # one logit for two classes
+            if classes and count and count != len(classes):
+                found.append(
+                    f"{name} has {count} classes, the training set names {len(classes)}: set "
+                    f"model.{name}.num_classes"
+                )
+            if hook is not None and count and hasattr(one, "ignore_index"):
+                wrong = sorted(v for v in hook.labels if v >= count and v != one.ignore_index)
+                if wrong:
+                    found.append(
+                        f"label maps hold {some(list(map(str, wrong)))}, {name} knows 0 to "
+                        f"{count - 1} and ignores {one.ignore_index}: see reduce_zero_label and "
+                        "the dataset's label values"
+                    )
+    loops = (runner._train_loop, runner._val_loop)
+    datasets = [getattr(getattr(x, "dataloader", None), "dataset", None) for x in loops]
+    reduces = [getattr(d, "reduce_zero_label", None) for d in datasets]
+    if None not in reduces and reduces[0] != reduces[1]:
+        found.append(
+            f"reduce_zero_label is {reduces[0]} in training and {reduces[1]} in validation: "
+            "labels are shifted against each other"
+        )
+    return found
+
+
+def _schedule(runner: Runner, cfg: Config) -> list[str]:
+    found = []
+    checkpoint = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+    by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+    length = {True: cfg.train_cfg.get("max_epochs"), False: cfg.train_cfg.get("max_iters")}
+    if checkpoint is None:
+        found.append("no checkpoint would be written: default_hooks.checkpoint is missing")
+    elif checkpoint.by_epoch and not by_epoch:
+        found.append(
+            "default_hooks.checkpoint counts epochs in a loop of iterations, so none but the last "
+            "checkpoint could be written; set by_epoch=False"
+        )
+    elif not checkpoint.save_last and checkpoint.interval > (length[checkpoint.by_epoch] or 0):
+        found.append(f"no checkpoint would be written: its interval is {checkpoint.interval}")
+    schedulers = cfg.get("param_scheduler") or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    ends = [s["end"] for s in schedulers if s.get("end")]
+    for scheduler in schedulers:
+        end, whole = scheduler.get("end"), length[scheduler.get("by_epoch", True)]
+        if not end or not whole:
+            continue
+        if end == max(ends) and end < whole and _goes_to_zero(scheduler):
+            found.append(
+                f"the learning rate is 0 from {end} on, {whole - end} of {whole} steps are lost: "
+                "set end of the last param_scheduler"
+            )
+        elif end > 1.05 * whole:
+            found.append(
+                f"{scheduler['type']} ends at {end}, the run at {whole}: the learning rate does "
+                "not come down as planned; set end of param_scheduler"
+            )
+    return found
+
+
+def _goes_to_zero(scheduler: dict) -> bool:
+    if scheduler.get("type") not in ("PolyLR", "CosineAnnealingLR"):
+        return False
+    return not scheduler.get("eta_min") and not scheduler.get("eta_min_ratio")
+
+
+def _probe(runner: Runner, hook: ProbeHook) -> list[str]:
+    found = []
+    if any(loss != loss or abs(loss) == float("inf") for loss in hook.losses):
+        found.append(f"the loss is not finite within {len(hook.losses)} iterations: {hook.losses}")
+    learnable = (n for n, p in runner.model.named_parameters() if p.requires_grad)
+    ours = adapter_keys(runner.model)
+    dead = [n for n in learnable if n in ours and n not in hook.alive]
+    if dead and hook.steps > 1:
+        found.append(f"{len(dead)} adapter parameters get no gradient: {some(dead)}")
+    if hook.labels and not any(v < 255 for v in hook.labels):
+        found.append("all labels of the first batches are to be ignored")
+    return found

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from snella_seg.budget.importances import ImportanceTracker
+from snella_seg.functional import ema_importance, importance_score
+from snella_seg.inject import add_adapters
+
+
+def model():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    add_adapters(layers, dict(rank=2), ["0", "1"])
+    return layers
+
+
+def step(layers, seed):
+    layers.zero_grad()
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+    layers(x).square().sum().backward()
+
+
+def test_agrees_with_the_pure_functions():
+    layers = model()
+    tracker = ImportanceTracker(layers, beta1=0.8, beta2=0.6)
+    expected = [(torch.zeros_like(f), torch.zeros_like(f)) for f in tracker.factors]
+    for seed in range(3):
+        step(layers, seed)
+        tracker.update()
+        expected = [
+            ema_importance((f * f.grad).abs().detach(), *old, 0.8, 0.6)
+            for f, old in zip(tracker.factors, expected, strict=True)
+        ]
+    scores = [float(importance_score(*e)) for e in expected]
+    sums = [scores[0] + scores[1], scores[2] + scores[3]]
+    assert tracker.scores() == pytest.approx(sums, rel=1e-5)
+
+
+def test_the_loss_scale_is_taken_out():
+    layers = model()
+    plain, scaled = ImportanceTracker(layers), ImportanceTracker(layers)
+    step(layers, 0)
+    plain.update()
+    for factor in plain.factors:
+        factor.grad *= 1024
+    scaled.update(torch.tensor(1024.0))
+    assert scaled.scores() == pytest.approx(plain.scores(), rel=1e-5)
+
+
+def test_broken_gradients_count_as_zero():
+    layers = model()
+    tracker = ImportanceTracker(layers)
+    step(layers, 0)
+    tracker.factors[0].grad[0, 0, 0] = float("nan")
+    tracker.factors[1].grad[0, 0, 0] = float("inf")
+    tracker.factors[2].grad = None
+    tracker.update()
+    assert all(torch.isfinite(torch.tensor(tracker.scores())))
+
+
+def test_magnitude_and_frobenius():
+    layers = model()
+    tracker = ImportanceTracker(layers, "magnitude", beta1=0.0, beta2=0.0)
+    tracker.update()  # needs no gradient
+    factor = tracker.factors[0].detach().abs()
+    torch.testing.assert_close(tracker.average[0], factor)
+    tracker = ImportanceTracker(layers, "frobenius")
+    norms = [float(a.delta_weight().norm()) for a in tracker.adapters.values()]
+    assert tracker.scores() == pytest.approx(norms)
+
+
+def test_state_round_trip_and_refusal():
+    layers = model()
+    first = ImportanceTracker(layers)
+    step(layers, 0)
+    first.update()
+    second = ImportanceTracker(layers)
+    second.load_state_dict(first.state_dict())
+    assert second.scores() == first.scores() and max(first.scores()) > 0
+    with pytest.raises(ValueError, match="differ in importance"):
+        ImportanceTracker(layers, "magnitude").load_state_dict(first.state_dict())
+    state = {**first.state_dict(), "names": ["other"]}
+    with pytest.raises(ValueError, match="differ in names"):
+        second.load_state_dict(state)

@@ -1,0 +1,394 @@
+"""The numerical tests run on a GPU where there is one; ``test_in_the_interpreter`` runs them on
+the CPU, in a process of its own since Triton chooses its interpreter when it is imported."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import snella_seg
+from snella_seg.engine import DeltaBlock, adapted_linear, adapted_weight, triton_kernels
+from snella_seg.engine import triton_delta as fast
+from snella_seg.functional import DeltaRule, distance_kernel, quantile_threshold
+
+INTERPRETED = fast.available(torch.device("cpu"))
+needs_compiler = pytest.mark.skipif(
+    fast.triton is None or INTERPRETED, reason="needs Triton, and not in its interpreter"
+)
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    if INTERPRETED:
+        return torch.device("cpu")
+    if torch.cuda.is_available() and fast.available(torch.device("cuda")):
+        return torch.device("cuda")
+    pytest.skip("needs a GPU and Triton; test_in_the_interpreter runs this on the CPU")
+
+
+@pytest.fixture
+def gpu(device) -> torch.device:
+    if device.type != "cuda":
+        pytest.skip("needs a GPU")
+    return device
+
+
+def make_params(outs, ins, heads, columns, kernel, device, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(outs * ins + heads)
+    values = [torch.randn(heads, n, columns, generator=generator) for n in (ins, outs)]
+    if kernel == "mixed":
+        values += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)]
+    return tuple(v.to(device, dtype) for v in values)
+
+
+def plain(params, rule, sparsity, grad, dtype):
+    """Delta, threshold and gradients from the plain form, worked out in ``dtype``."""
+    leaves = tuple(p.detach().to(dtype).requires_grad_() for p in params)
+    delta, threshold = rule(leaves, sparsity)
+    return delta.detach(), threshold, torch.autograd.grad(delta, leaves, grad.to(dtype))
+
+
+def term_sizes(params, rule, delta, grad):
+    """What rounding in each gradient scales with: the largest entry of the factors' gradients is
+    their own, the scalars are sums whose terms' magnitudes are added here."""
+    p, q, *scalars = (p.double() for p in params)
+    if not scalars:
+        return []
+    alpha, gamma, beta = scalars
+    distances = distance_kernel(p, q, rule.scale)
+    soft = torch.softmax(distances / gamma, 0)
+    grad_kernel = grad.double() * delta / (distances + alpha * soft + beta)
+    centred = grad_kernel - (grad_kernel * soft).sum(0)
+    terms = (grad_kernel * soft, alpha / gamma**2 * soft * centred * distances, grad_kernel)
+    return [float(term.abs().sum()) for term in terms]
+
+
+def not_worse(found, rough, exact, size, tolerance=2e-6):
+    """Error against the exact value at most that of the plain form plus a tolerance."""
+    error, allowed = ((x.double() - exact).abs().max() for x in (found, rough))
+    if found.dtype == torch.bfloat16:
+        tolerance = 2**-8
+    assert error <= allowed + tolerance * size, (float(error), float(allowed), size)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+CASES = [
+    # out, in, heads, r/H, kernel, sparsifier, sparsity, dtype of the parameters, of the gradient
+    (5, 7, 1, 1, "mixed", "weighted", 0.4, FP32, FP32),
+    (5, 7, 2, 3, "distance", "hard", 0.9, FP32, FP32),
+    (1, 9, 2, 4, "mixed", "weighted", 0.4, FP32, FP32),
+    (9, 1, 2, 4, "mixed", "soft", 0.4, FP32, FP32),
+    (33, 17, 2, 16, "mixed", "soft", 0.4, FP32, BF16),
+    (33, 17, 4, 3, "mixed", "hard", 0.0, BF16, BF16),
+    (17, 33, 2, 20, "distance", "weighted", 0.4, FP32, FP32),
+    (64, 48, 2, 16, "mixed", "weighted", 0.9, FP32, FP32),
+    (64, 48, 1, 3, "distance", "soft", 0.4, BF16, FP32),
+    (48, 64, 4, 1, "mixed", "weighted", 0.4, FP32, FP32),
+    (130, 70, 2, 3, "mixed", "weighted", 0.4, FP32, FP32),
+    (70, 130, 2, 3, "mixed", "hard", 0.9, FP32, FP32),
+    (33, 17, 2, 3, "mixed", "soft", 1.0, FP32, FP32),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_agrees_with_plain_autograd(case, device):
+    outs, ins, heads, columns, kernel, mode, sparsity, dtype, grad_dtype = case
+    rule = DeltaRule(kernel, mode)
+    params = make_params(outs, ins, heads, columns, kernel, device, dtype)
+    grad = torch.randn(outs, ins, generator=torch.Generator().manual_seed(1))
+    grad = grad.to(device, grad_dtype)
+    delta, state = fast.launch_delta(params, rule, sparsity)
+    grads = fast.launch_backward(params, rule, state, grad)
+    assert delta.dtype == torch.float32 and delta.shape == (outs, ins)
+    assert [(g.shape, g.dtype) for g in grads] == [(p.shape, p.dtype) for p in params]
+    rough_delta, rough_threshold, rough = plain(params, rule, sparsity, grad, torch.float32)
+    exact_delta, threshold, exact = plain(params, rule, sparsity, grad, torch.float64)
+    assert torch.equal(delta != 0, exact_delta != 0)
+    not_worse(delta, rough_delta, exact_delta, float(exact_delta.abs().max()))
+    not_worse(state[0], rough_threshold, threshold, float(threshold))
+    sizes = [float(g.abs().max()) for g in exact[:2]]
+    sizes += term_sizes(params, rule, exact_delta, grad)
+    for found, near, right, size in zip(grads, rough, exact, sizes, strict=True):
+        not_worse(found, near, right, size)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_threshold_has_the_bits_of_the_plain_one(ties, device):
+    params = make_params(33, 17, 2, 3, "mixed", device)
+    if ties:
+        for factor in params[:2]:
+            factor[:, 1::2] = factor[:, :1]
+    rule = DeltaRule("mixed", "hard")
+    delta, (smallest, _) = fast.launch_delta(params, rule, 0.0)
+    magnitudes = torch.where(delta == 0, smallest, delta.abs())  # the smallest itself falls out
+    last = magnitudes.numel() - 1
+    for sparsity in (0, 0.1, 0.4, 100 / last, 0.73, 0.9, (last - 0.5) / last, 1):
+        kept, (threshold, _) = fast.launch_delta(params, rule, sparsity)
+        expected = quantile_threshold(magnitudes, sparsity)
+        assert threshold.ndim == 0 and torch.equal(threshold, expected), sparsity
+        assert torch.equal(kept, delta * (magnitudes > expected))
+    assert not kept.any()
+
+
+def rounded(values, dtype):
+    """To ``dtype``; Triton's interpreter cuts bfloat16 off where a GPU rounds to the nearest."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        values = (values.view(torch.int32) & -(2**16)).view(torch.float32)
+    return values.to(dtype)
+
+
+def test_base_and_output_may_be_slices_of_a_packed_weight(device):
+    rule = DeltaRule()
+    params = make_params(33, 17, 2, 3, "mixed", device)
+    delta, state = fast.launch_delta(params, rule, 0.4)
+    grad = torch.randn(40, 20, device=device)[3:36, 1:18]
+    expected = fast.launch_backward(params, rule, state, grad.contiguous())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        packed = torch.randn(40, 24, device=device).to(dtype)
+        base = packed[5:38, 2:19]
+        summed = rounded(base.float() + delta, dtype)
+        assert torch.equal(fast.launch_delta(params, rule, 0.4, base)[0], summed)
+        for in_place in (False, True):
+            whole = packed.clone()
+            out = whole[5:38, 2:19]
+            made, again = fast.launch_delta(params, rule, 0.4, out if in_place else base, out)
+            assert made is out and torch.equal(out, summed)
+            assert all(torch.equal(a, b) for a, b in zip(again, state, strict=True))
+            out.copy_(base)
+            found = fast.launch_backward(
+                params, rule, state, grad, None, out if in_place else base, out
+            )
+            assert torch.equal(out, summed)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            out.copy_(base)
+            assert torch.equal(whole, packed)  # nothing beside the slice was touched
+    alone = torch.full((33, 20), 7.0, device=device)
+    fast.launch_delta(params, rule, 0.4, out=alone[:, :17])
+    assert torch.equal(alone[:, :17], delta) and (alone[:, 17:] == 7).all()
+
+
+@pytest.mark.parametrize("kernel", ["mixed", "distance"])
+def test_same_bits_twice_and_in_recomputation(kernel, device):
+    rule = DeltaRule(kernel, "weighted")
+    params = make_params(70, 40, 2, 3, kernel, device)
+    grad = torch.randn(70, 40, device=device)
+
+    def run():
+        delta, state = fast.launch_delta(params, rule, 0.4)
+        again = torch.empty_like(delta)
+        grads = fast.launch_backward(params, rule, state, grad, out=again)
+        assert torch.equal(again, delta)
+        return [delta, *state, *grads]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_only_wanted_gradients(device):
+    params = make_params(33, 17, 2, 3, "mixed", device)
+    rule, grad = DeltaRule(), torch.randn(33, 17, device=device)
+    _, state = fast.launch_delta(params, rule, 0.4)
+    everything = fast.launch_backward(params, rule, state, grad)
+    for i in range(5):
+        needs = tuple(j == i for j in range(5))
+        found = fast.launch_backward(params, rule, state, grad, needs)
+        assert [g is not None for g in found] == list(needs)
+        assert torch.equal(found[i], everything[i])
+    assert fast.launch_backward(params, rule, state, grad, (False,) * 5) == (None,) * 5
+
+
+def test_state_is_small(device):
+    params = make_params(64, 48, 2, 3, "mixed", device)
+    _, state = fast.launch_delta(params, DeltaRule(), 0.4)
+    assert sum(s.untyped_storage().nbytes() // 4 for s in state) <= 2 * 48 + 2
+
+
+def test_gradient_at_distance_zero_is_zero(device):
+    p = torch.zeros(2, 7, 3, device=device)
+    rule = DeltaRule("distance", "hard")
+    params = (p, torch.zeros(2, 5, 3, device=device))
+    params[1][:, 1:] = 1.0
+    delta, state = fast.launch_delta(params, rule, 0.0)
+    grads = fast.launch_backward(params, rule, state, torch.ones(5, 7, device=device))
+    assert all(g.isfinite().all() for g in grads) and not grads[1][:, 0].any()
+
+
+def test_nan_stays_where_it_is(device):
+    params = make_params(33, 17, 2, 3, "distance", device)
+    params[0][0, 4, 1] = float("nan")
+    rule = DeltaRule("distance", "weighted")
+    delta, state = fast.launch_delta(params, rule, 0.4)
+    assert delta[:, 4].isnan().all() and delta.isnan().sum() == 33
+    fast.launch_backward(params, rule, state, torch.ones_like(delta))
+    mixed = make_params(33, 17, 2, 3, "mixed", device)
+    mixed[2].fill_(float("nan"))
+    assert fast.launch_delta(mixed, DeltaRule(), 0.4)[1][0].isnan()
+
+
+def test_what_does_not_fit_is_refused(device):
+    rule, params = DeltaRule(), make_params(5, 7, 2, 3, "mixed", device)
+    weight = torch.zeros(5, 7, device=device)
+    _, state = fast.launch_delta(params, rule, 0.4)
+    with pytest.raises(TypeError, match="float64"):
+        fast.launch_delta(tuple(p.double() for p in params), rule, 0.4)
+    with pytest.raises(TypeError, match="base.*float64"):
+        fast.launch_delta(params, rule, 0.4, weight.double())
+    with pytest.raises(ValueError, match="takes 5 tensors, got 2"):
+        fast.launch_delta(params[:2], rule, 0.4)
+    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\]"):
+        fast.launch_delta(params, rule, 1.1)
+    for other in (DeltaRule(sparsifier="none"), DeltaRule("linear")):
+        with pytest.raises(ValueError, match="there are no Triton kernels for kernel"):
+            fast.launch_delta(params, other, 0.4)
+    with pytest.raises(ValueError, match="empty"):
+        fast.launch_delta((params[0][:, :0], *params[1:]), rule, 0.4)
+    with pytest.raises(ValueError, match="out must have shape"):
+        fast.launch_delta(params, rule, 0.4, out=weight[:4])
+    with pytest.raises(ValueError, match="inner stride 1"):
+        fast.launch_delta(params, rule, 0.4, out=torch.zeros(7, 5, device=device).T)
+    with pytest.raises(ValueError, match="grad_delta must have shape"):
+        fast.launch_backward(params, rule, state, weight.T)
+    with pytest.raises(ValueError, match="one entry per parameter"):
+        fast.launch_backward(params, rule, state, weight, (True,))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter does run on the CPU")
+def test_a_cpu_without_the_interpreter_is_refused():
+    params = make_params(5, 7, 2, 3, "mixed", torch.device("cpu"))
+    assert not fast.available(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="cannot run on cpu.*TRITON_INTERPRET"):
+        fast.launch_delta(params, DeltaRule(), 0.4)
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "drop_path": 0.4}])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch):
+    """Packed rows of which some are not adapted; the same as by the tiled weight side."""
+    torch.manual_seed(2)
+    weight, x = torch.randn(24, 17, device=device), torch.randn(6, 3, 17, device=device)
+    rows = ((0, 8), (16, 24))
+    params = [make_params(8, 17, 2, 3, "mixed", device) for _ in rows]
+    for group in params:
+        for tensor in group:
+            tensor.requires_grad_()
+    seed = torch.randn(6, 3, 24, device=device)
+    results = []
+    for by_triton in (True, False):
+        monkeypatch.setattr(DeltaBlock, "by_triton", by_triton)
+        blocks = [DeltaBlock(*r, DeltaRule(), 0.4, p) for r, p in zip(rows, params, strict=True)]
+        torch.manual_seed(0)
+        leaf = x.clone().requires_grad_()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            y = adapted_linear(leaf, weight, None, blocks, **options).float()
+        merged = adapted_weight(weight, blocks)
+        leaves = [leaf, *(p for group in params for p in group)]
+        grads = torch.autograd.grad(y, leaves, seed)
+        results.append([y, merged, *grads, *torch.autograd.grad(merged.square().sum(), leaves[1:])])
+    for a, b in zip(*results, strict=True):
+        scale = float(b.detach().abs().max()) + 0.01  # the scalars are sums of larger terms
+        torch.testing.assert_close(a, b, rtol=0, atol=(5e-2 if half else 2e-5) * scale)
+
+
+def test_nothing_waits_for_the_gpu(gpu):
+    params = make_params(130, 70, 2, 16, "mixed", gpu)
+    grad = torch.randn(130, 70, device=gpu)
+
+    def run():
+        _, state = fast.launch_delta(params, DeltaRule(), 0.4)
+        fast.launch_backward(params, DeltaRule(), state, grad, out=torch.empty_like(grad))
+
+    run()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("outs, ins", [(8200, 4100), (66000, 33000)])
+def test_large_matrices(outs, ins, gpu):
+    """Above 2**24 and above 2**31 entries."""
+    if torch.cuda.mem_get_info()[0] < 30 * outs * ins:
+        pytest.skip("needs more free GPU memory")
+    params = make_params(outs, ins, 2, 4, "distance", gpu)
+    rule = DeltaRule("distance", "hard")
+    delta, (threshold,) = fast.launch_delta(params, rule, 0.9)
+    kept = sum(int((rows != 0).sum()) for rows in delta.split(4096))
+    assert kept == pytest.approx(0.1 * outs * ins, rel=1e-3)
+    p, q = (factor.double().requires_grad_() for factor in params)
+    last, _ = rule((p, q[:, -64:]), 0.9, threshold.double())
+    near = (last.abs() - threshold).abs() < 1e-6  # may fall on either side
+    torch.testing.assert_close(delta[-64:][~near].double(), last[~near], rtol=0, atol=1e-6)
+    grad = torch.zeros(outs, ins, device=gpu)
+    grad[-64:] = torch.randn(64, ins, device=gpu) * ~near
+    found = fast.launch_backward(params, rule, (threshold,), grad)
+    exact = torch.autograd.grad(last, (p, q), grad[-64:].double())
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * float(b.abs().max()))
+
+
+@needs_compiler
+def test_in_the_interpreter():
+    package = Path(snella_seg.__file__).parents[1]
+    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > len(CASES)
+
+
+CONSTANTS = {
+    **{"HEADS": 2, "COLUMNS": 16, "RANK": 16, "MIXED": True, "MODE": "weighted", "DIGIT": 1},
+    **{"BASE": True, "WRITE": True, "OF_INPUTS": True, "BLOCK": fast.BLOCK_IN},
+    **{"BLOCK_OUT": fast.BLOCK_OUT, "BLOCK_IN": fast.BLOCK_IN, "BLOCK_OWN": fast.BLOCK_OWN},
+    **{"BLOCK_OTHER": fast.BLOCK_OTHER, "BLOCK_COLUMNS": fast.BLOCK_COLUMNS},
+}
+OTHERS = {
+    **{"HEADS": 1, "COLUMNS": 4, "RANK": 1, "BLOCK_COLUMNS": 1, "MIXED": False, "DIGIT": 3},
+    **{"MODE": "soft", "BASE": False, "OF_INPUTS": False},
+}
+TYPES = {"counts_ptr": "*i64", "pair_ptr": "*i32", "scale": "fp32", "amount": "fp32"}
+#: What differs between builds: nothing; the other branch of each choice; Triton's own special case
+#: of a size or stride of 1; half-precision matrices with an order statistic above 2**31.
+BUILDS = {
+    "usual": (CONSTANTS, TYPES),
+    "other": (CONSTANTS | OTHERS, TYPES),
+    "one": (CONSTANTS | dict.fromkeys(("ins", "dense_stride", "grad_stride", "tiles"), 1), TYPES),
+    "half": (
+        CONSTANTS | {"MODE": "hard"},
+        TYPES | {"base_ptr": "*bf16", "out_ptr": "*bf16", "grad_ptr": "*fp16", "rank": "i64"},
+    ),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("build, capability", [*((b, 80) for b in BUILDS), ("usual", 90)])
+def test_kernels_compile_for_gpus(build, capability, tmp_path, monkeypatch):
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assembler = Path(fast.triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    if not assembler.exists():
+        pytest.skip("needs the ptxas that comes with Triton")
+    constants, types = BUILDS[build]
+    kernels = [value for name, value in vars(triton_kernels).items() if name.endswith("_kernel")]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        signature = {
+            name: "constexpr"
+            if name in constants
+            else types.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+            for name in kernel.arg_names
+        }
+        chosen = {name: constants[name] for name in kernel.arg_names if name in constants}
+        compiled = compiler.compile(
+            compiler.ASTSource(fn=kernel, signature=signature, constexprs=chosen),
+            target=backends.GPUTarget("cuda", capability, 32),
+            options={"enable_fp_fusion": False},
+        )
+        assert len(compiled.asm["cubin"]) > 0
+        assert not re.search(r"(atom|red)\.[^\n]*\.f(16|32|64)", compiled.asm["ptx"])

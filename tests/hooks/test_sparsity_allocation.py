@@ -1,0 +1,270 @@
+"""The hook in a real Runner on a toy model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+import snella_seg.register  # noqa: F401
+from snella_seg.budget.importances import ImportanceTracker
+from snella_seg.functional import budget_schedule
+from snella_seg.inject import add_adapters, freeze_base, list_adapters
+
+SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
+
+
+class Toy(BaseModel):
+    """Two adapted linear layers and a head."""
+
+    def __init__(self, targets=("0", "2"), initial_sparsity=0.0, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 16))
+        add_adapters(
+            self.backbone, dict(rank=4, initial_sparsity=initial_sparsity), targets=list(targets)
+        )
+        freeze_base(self.backbone)
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, inputs, target, mode="tensor"):
+        error = self.head(self.backbone(inputs)) - target
+        return dict(loss=error.square().mean()) if mode == "loss" else [error]
+
+
+class Numbers(torch.utils.data.Dataset):
+    metainfo = dict(classes=("x",))
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        return dict(inputs=x, target=x.sum(0, keepdim=True))
+
+
+def train(work_dir, max_iters=18, by_epoch=False, model=None, optim=None, runner=None, **hook):
+    if by_epoch:
+        loop = dict(type="EpochBasedTrainLoop", max_epochs=max_iters // 3)
+    else:
+        loop = dict(type="IterBasedTrainLoop", max_iters=max_iters)
+    sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
+    extra = (runner or {}).pop("extra", [])
+    made = Runner(
+        model=model or Toy(),
+        work_dir=str(work_dir),
+        train_cfg=loop,
+        train_dataloader=dict(
+            batch_size=4,
+            num_workers=0,
+            dataset=Numbers(),
+            sampler=dict(type=sampler, shuffle=True),
+            collate_fn=dict(type="default_collate"),
+        ),
+        optim_wrapper={"optimizer": dict(type="AdamW", lr=3e-3), **(optim or {})},
+        default_hooks=dict(
+            checkpoint=dict(type="CheckpointHook", interval=3, by_epoch=False),
+            logger=dict(type="LoggerHook", interval=100),
+        ),
+        custom_hooks=[dict(type="SparsityAllocationHook", **hook), *extra],
+        experiment_name=f"toy_{work_dir.name}_{np.random.default_rng().integers(1 << 60)}",
+        log_level="WARNING",
+        randomness=dict(seed=1),
+        **(runner or {}),
+    )
+    made.train()
+    return made
+
+
+def history(work_dir):
+    lines = (work_dir / "sparsity_history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("by_epoch", [False, True], ids=["iterations", "epochs"])
+@pytest.mark.parametrize("importance", ["sensitivity", "magnitude", "frobenius"])
+def test_budgets_follow_the_schedule_to_the_target(tmp_path, by_epoch, importance):
+    runner = train(tmp_path, by_epoch=by_epoch, target_sparsity=0.75, importance=importance)
+    total = 8 * 24 + 24 * 16
+    lines = history(tmp_path)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line["iter"] for line in lines] == [0, 3, 6, 9, 12, 15]
+    for line in lines:
+        expected = budget_schedule(line["epoch"], 6, total, total // 4, final=1)
+        assert line["budget"] == expected == sum(line["nonzero"].values())
+    assert lines[-1]["budget"] == total // 4
+    for name, adapter in list_adapters(runner.model).items():
+        assert adapter.num_nonzero == lines[-1]["nonzero"][name]
+        assert int((adapter.delta_weight() != 0).sum()) == adapter.num_nonzero
+    assert len(set(lines[-1]["sparsity"].values())) == 2  # the matrices did compete
+
+
+def test_scalars_reach_the_visualizer(tmp_path):
+    runner = train(tmp_path, target_sparsity=0.5)
+    path = next(tmp_path.glob("*/vis_data/scalars.json"))
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    budgets = [line["snella/budget"] for line in written if "snella/budget" in line]
+    assert budgets == [line["budget"] for line in history(tmp_path)]
+    hub = runner.message_hub
+    assert (
+        hub.get_scalar("snella/sparsity_0").current()
+        == history(tmp_path)[-1]["sparsity"]["backbone.0.0"]
+    )
+
+
+def test_an_interval_in_iterations(tmp_path):
+    train(tmp_path, max_iters=10, interval=4)
+    assert [line["iter"] for line in history(tmp_path)] == [0, 4, 8]
+
+
+def test_warmup_and_initial_sparsity(tmp_path):
+    train(tmp_path, model=Toy(initial_sparsity=0.5), warmup_epochs=2, target_sparsity=0.75)
+    budgets = [line["budget"] for line in history(tmp_path)]
+    assert budgets[:3] == [288] * 3 and budgets[3] < 288 and budgets[-1] == 144
+
+
+def test_gradient_accumulation_counts_updates(tmp_path, monkeypatch):
+    updates = []
+
+    def counted(self, *_):
+        updates.append(self.factors[0].grad.clone())
+
+    monkeypatch.setattr(ImportanceTracker, "update", counted)
+    train(tmp_path, optim=dict(accumulative_counts=3))
+    assert len(updates) == 6 and all(grad.abs().sum() > 0 for grad in updates)
+
+
+def state_of(runner):
+    hook = next(h for h in runner.hooks if type(h).__name__ == "SparsityAllocationHook")
+    return runner.model.state_dict(), hook.allocator.tracker.state_dict()
+
+
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
+    whole = train(tmp_path / "whole", target_sparsity=0.75)
+    for stop in (6, 10):  # right at a reallocation, and between two (from the checkpoint before)
+        folder = tmp_path / f"stop{stop}"
+
+        class Stop(Toy):
+            iterations = 0
+
+            def forward(self, inputs, target, mode="tensor", limit=stop):
+                self.iterations += 1
+                if self.iterations > limit:
+                    raise KeyboardInterrupt
+                return super().forward(inputs, target, mode)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, model=Stop(), target_sparsity=0.75)
+        with open(folder / "sparsity_history.jsonl", "a") as killed:
+            killed.write('{"epoch": 9, "it')  # in the middle of a line
+        resumed = train(folder, target_sparsity=0.75, runner=dict(resume=True))
+        for a, b in zip(state_of(whole), state_of(resumed), strict=True):
+            assert a.keys() == b.keys()
+            for key in a:
+                pair = ([v] if torch.is_tensor(v) else v for v in (a[key], b[key]))
+                for x, y in zip(*pair, strict=True):
+                    assert torch.equal(x, y) if torch.is_tensor(x) else x == y, key
+        assert history(folder) == history(tmp_path / "whole")
+
+
+def test_loading_weights_only_starts_the_schedule_anew(tmp_path):
+    train(tmp_path / "first", target_sparsity=0.75)
+    checkpoint = str(tmp_path / "first" / "iter_18.pth")
+    train(tmp_path / "second", target_sparsity=0.9, runner=dict(load_from=checkpoint))
+    lines = history(tmp_path / "second")
+    # V0 is what the checkpoint's sparsities leave: 144 of 576
+    assert lines[0]["budget"] == 144 and lines[-1]["budget"] == 58
+
+
+def test_an_old_history_is_kept_aside(tmp_path):
+    train(tmp_path, target_sparsity=0.75)
+    first = history(tmp_path)
+    train(tmp_path, target_sparsity=0.5)
+    aside = (tmp_path / "sparsity_history.previous.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in aside] == first != history(tmp_path)
+
+
+def test_a_starved_matrix_can_win_weights_back(tmp_path):
+    class Silent(Toy):
+        """The first layer's features are not looked at until late in the run."""
+
+        step = 0
+
+        def forward(self, inputs, target, mode="tensor"):
+            self.step += 1
+            if self.step <= 15:
+                with torch.no_grad():
+                    hidden = self.backbone[:2](inputs)
+            else:
+                hidden = self.backbone[:2](inputs) * 10
+            error = self.head(self.backbone[2](hidden)) - target
+            return dict(loss=error.square().mean())
+
+    counts = {}
+    for min_density in (0.0, 0.05):
+        folder = tmp_path / str(min_density)
+        train(
+            folder, max_iters=33, model=Silent(seed=5), target_sparsity=0.8, min_density=min_density
+        )
+        counts[min_density] = [line["nonzero"]["backbone.0.0"] for line in history(folder)]
+    assert min(counts[0.0]) == 0 and counts[0.0][-1] == 0  # published: gone for good
+    assert min(counts[0.05][1:]) >= 10 and counts[0.05][-1] > 10
+
+
+def test_a_run_that_would_never_reallocate_is_refused_at_its_start(tmp_path):
+    with pytest.raises(ValueError, match="no reallocation would take place: the first is due af"):
+        train(tmp_path, max_iters=3)
+    assert not list(tmp_path.glob("*.pth"))
+    train(tmp_path / "fixed", max_iters=3, allocation="fixed")
+    assert [line["budget"] for line in history(tmp_path / "fixed")] == [115]
+
+
+def test_a_run_that_is_stopped_early_says_what_happened(tmp_path):
+    """It ends well, and its log and scalars tell that no reallocation took place."""
+
+    class Impatient(Toy):
+        def forward(self, inputs, target, mode="tensor"):
+            self.runner.train_loop.stop_training = True
+            return super().forward(inputs, target, mode)
+
+    @HOOKS.register_module(force=True)
+    class LendRunner(Hook):
+        def before_train(self, runner):
+            object.__setattr__(runner.model, "runner", runner)
+
+    runner = train(tmp_path, model=Impatient(), runner=dict(extra=[dict(type="LendRunner")]))
+    assert runner.iter < 3
+    written = "".join(p.read_text() for p in tmp_path.glob("*/vis_data/scalars.json"))
+    assert '"snella/reallocations": 0' in written
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    assert f"training stopped after {runner.iter} of 18 iterations, before the first" in log
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(target_sparsity=1.0), "target_sparsity must lie"),
+        (dict(min_density=-0.1), "min_density must lie"),
+        (dict(interval=0), "interval must be"),
+        (dict(final_epochs=-1), "must not be negative"),
+        (dict(importance="gradient"), "sensitivity, magnitude, frobenius"),
+        (dict(beta1=2.0), "beta1 must lie"),
+        (dict(warmup_epochs=5), "shorter than its warm-up"),
+        (dict(model=Toy(targets=())), "no SNELLA adapters"),
+    ],
+)
+def test_bad_options_say_why(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
+
+
+def test_an_optimizer_without_the_factors_is_refused(tmp_path):
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match="does not hold all SNELLA factors"):
+        train(tmp_path, model=model, optim=dict(optimizer=optimizer))

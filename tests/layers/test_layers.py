@@ -1,0 +1,291 @@
+"""The whole life of an adapter on linear, packed attention and Swin-like layers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from snella_seg.inject import adapters_disabled, add_adapters, list_adapters
+from snella_seg.layers import SnellaAdapter
+from snella_seg.layers import module as adapted_layers
+
+
+class Block(nn.Module):
+    """Names as in mmseg's ViT, small enough for double precision."""
+
+    def __init__(self, batch_first=True):
+        super().__init__()
+        self.attn = nn.Module()
+        self.attn.attn = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.ffn = nn.Module()
+        self.ffn.layers = nn.Sequential(
+            nn.Sequential(nn.Linear(8, 16), nn.GELU()), nn.Linear(16, 8)
+        )
+
+    def forward(self, x, **options):
+        x = x + self.attn.attn(x, x, x, **options)[0]
+        return x + self.ffn.layers(x)
+
+
+def adapted(batch_first=True, seed=0, **adapter):
+    torch.manual_seed(seed)
+    block = Block(batch_first).double()
+    stock = copy.deepcopy(block)
+    adapters = add_adapters(block, dict(rank=4, **adapter))
+    for a in adapters.values():
+        a.double()
+        for factor in a.factors:
+            nn.init.normal_(factor)
+    return stock, block, adapters
+
+
+def merged(block):
+    """The stock module with every delta added to its weight by hand."""
+    plain = Block(block.attn.attn.batch_first).double()
+    state = {k: v for k, v in block.state_dict().items() if "adapters" not in k}
+    a = list_adapters(block)
+    qkv = [a[f"attn.attn.{k}"].delta_weight() for k in "qkv"]
+    state["attn.attn.in_proj_weight"] = state["attn.attn.in_proj_weight"] + torch.cat(qkv)
+    for module, kind in (
+        ("attn.attn.out_proj", "proj"),
+        ("ffn.layers.0.0", "fc1"),
+        ("ffn.layers.1", "fc2"),
+    ):
+        key = f"{module}.weight"
+        state[key] = state[key] + a[f"{module}.{kind}"].delta_weight()
+    plain.load_state_dict(state)
+    return plain
+
+
+X = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+MASK = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+PADDING = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("kernel", ["mixed", "distance", "linear"])
+@pytest.mark.parametrize("mode", ["train", "eval", "eval without gradients"])
+def test_equals_the_stock_layer_with_merged_weights(kernel, mode):
+    _, block, _ = adapted(kernel=kernel, initial_sparsity=0.3)
+    block.train(mode == "train")
+    with torch.set_grad_enabled("without" not in mode):
+        torch.testing.assert_close(block(X), merged(block)(X))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("returns_weights", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(attn_mask=MASK),
+        dict(attn_mask=MASK.double() * -2.0),
+        dict(attn_mask=MASK.expand(6, 5, 5)),
+        dict(key_padding_mask=PADDING),
+        dict(attn_mask=MASK, key_padding_mask=PADDING),
+        dict(need_weights=False),
+    ],
+)
+def test_attention_takes_all_masks(batch_first, returns_weights, options):
+    _, block, _ = adapted(batch_first)
+    block.attn.attn.returns_weights = returns_weights
+    x = X if batch_first else X.transpose(0, 1)
+    torch.testing.assert_close(block(x, **options), merged(block)(x, **options))
+
+
+def test_attention_weights_and_cross_attention():
+    _, block, _ = adapted()
+    attention, plain = block.attn.attn, merged(block).attn.attn
+    keys = X.flip(1)[:, :4].contiguous()
+    for options in ({}, dict(average_attn_weights=False)):
+        for found, expected in zip(
+            attention(X, keys, keys, **options), plain(X, keys, keys, **options), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+
+
+def test_detached_keys_do_not_pass_gradients():
+    _, block, _ = adapted()
+    grads = []
+    for module in (block, merged(block)):
+        x = X.clone().requires_grad_()
+        module.attn.attn(x, x.detach(), x.detach())[0].square().sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_start_disable_enable_and_stock_names():
+    stock, block, adapters = adapted()
+    assert len(adapters) == 6
+    assert {k for k in block.state_dict() if "adapters" not in k} == set(stock.state_dict())
+    assert not torch.allclose(block(X), stock(X))
+    with adapters_disabled(block):
+        assert torch.equal(block(X), stock(X)) or torch.allclose(block(X), stock(X), atol=1e-14)
+        assert block.ffn.layers[1].weight is block.ffn.layers[1].base_weight
+    assert not torch.allclose(block(X), stock(X))
+
+
+def test_gradients_reach_every_learnable_value():
+    _, block, adapters = adapted(initial_sparsity=0.2)
+    block(X).square().sum().backward()
+    for name, adapter in adapters.items():
+        for parameter in adapter.parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_a_weight_that_is_read_is_adapted():
+    _, block, _ = adapted()
+    layer = block.ffn.layers[1]
+    x = torch.randn(4, 16, dtype=torch.float64)
+    torch.testing.assert_close(nn.functional.linear(x, layer.weight, layer.bias), layer(x))
+    nn.functional.linear(x, layer.weight).sum().backward()
+    assert layer.adapters["fc2"].in_factors.grad.abs().max() > 0
+
+
+def test_a_weight_that_is_read_twice_in_a_forward_is_made_once(monkeypatch):
+    made = []
+    make = adapted_layers.adapted_weight
+    monkeypatch.setattr(
+        adapted_layers, "adapted_weight", lambda *args: made.append(1) or make(*args)
+    )
+    _, block, adapters = adapted()
+    layer, adapter = block.ffn.layers[1], adapters["ffn.layers.1.fc2"]
+    x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+
+    def forward():
+        return nn.functional.linear(nn.functional.linear(x, layer.weight), layer.weight.T)
+
+    y = forward()
+    assert len(made) == 1
+    y.square().sum().backward()
+    found = adapter.in_factors.grad.clone()
+    del y  # and with it the weight: nothing of its size outlives the graph
+    adapter.in_factors.grad = None
+    effective = layer.base_weight + adapter.delta_weight()
+    (x @ effective.T @ effective).square().sum().backward()
+    torch.testing.assert_close(found, adapter.in_factors.grad)
+    y = forward()
+    assert len(made) == 2
+    with torch.no_grad():
+        adapter.in_factors.mul_(1.1)
+    z = forward()  # while y is alive, but not of these factors
+    assert len(made) == 3 and not torch.allclose(y, z)
+
+
+def test_deltas_are_made_once_in_eval_under_autocast(monkeypatch):
+    made = []
+    make = adapted_layers.merge_deltas
+    monkeypatch.setattr(adapted_layers, "merge_deltas", lambda *a: made.append(1) or make(*a))
+    _, block, adapters = adapted()
+    block = block.float().eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        first = block(X.float())
+        count = len(made)
+        assert torch.equal(block(X.float()), first) and len(made) == count > 0
+        adapters["ffn.layers.1.fc2"].in_factors.mul_(3.0)
+        assert not torch.equal(block(X.float()), first) and len(made) == count + 1
+
+
+def test_reading_a_weight_under_autocast_warns():
+    _, block, _ = adapted()
+    layer = block.float().ffn.layers[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(match="rounds most of the"):
+        layer.weight  # noqa: B018
+
+
+def test_a_linear_with_its_own_forward_keeps_it():
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubling(4, 3, bias=False)).double()
+    adapters = add_adapters(model, dict(rank=2), targets=["0"])
+    delta = next(iter(adapters.values())).double().delta_weight()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    torch.testing.assert_close(model(x), 2 * x @ (model[0].base_weight + delta).T)
+
+
+def test_the_merged_weight_is_made_once_and_follows_changes():
+    _, block, adapters = adapted()
+    layer = block.ffn.layers[1].eval()
+    adapter = adapters["ffn.layers.1.fc2"]
+    with torch.no_grad():
+        first = layer.weight
+        assert layer.weight is first
+        for change in (
+            lambda: adapter.in_factors.mul_(1.5),
+            lambda: adapter.alpha.add_(1.0),
+            lambda: adapter.set_num_nonzero(7),
+            lambda: layer.base_weight.add_(1.0),
+            lambda: adapter.load_state_dict({**adapter.state_dict(), "beta": torch.ones(1)}),
+        ):
+            before = layer.weight
+            change()
+            assert not torch.equal(layer.weight, before)
+            torch.testing.assert_close(layer.weight, layer.base_weight + adapter.delta_weight())
+        adapter.in_factors.data.mul_(2.0)  # behind autograd's back: eval() makes it seen
+        layer.eval()
+        torch.testing.assert_close(layer.weight, layer.base_weight + adapter.delta_weight())
+
+
+def test_copies_pickles_and_state_dicts_carry_everything():
+    _, block, adapters = adapted(initial_sparsity=0.5)
+    adapters["attn.attn.k"].set_num_nonzero(11)
+    block.eval()
+    with torch.no_grad():
+        expected = block(X)
+        for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+            assert torch.equal(twin.eval()(X), expected)
+        _, other, _ = adapted(seed=1)
+        other.load_state_dict(block.state_dict())
+        assert torch.equal(other.eval()(X), expected)
+        assert list_adapters(other)["attn.attn.k"].num_nonzero == 11
+
+
+def test_sparsity_is_exact_whatever_the_dtype():
+    adapter = SnellaAdapter(768, 3072, rank=4)
+    adapter.set_num_nonzero(1_234_567)
+    assert adapter.half().num_nonzero == 1_234_567
+    assert adapter.sparsity.dtype == torch.float64
+    assert int((adapter.float().delta_weight() != 0).sum()) == 1_234_567
+
+
+def test_a_starved_matrix_is_silent_and_can_come_back():
+    adapter = SnellaAdapter(8, 8, rank=2)
+    adapter.set_num_nonzero(0)
+    assert not adapter.delta_weight().any()
+    adapter.set_num_nonzero(5)
+    assert int((adapter.delta_weight() != 0).sum()) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(kernel="cubic"), "mixed"),
+        (dict(sparsifier="sharp"), "weighted"),
+        (dict(rank=5), "multiple of heads"),
+        (dict(rank=0), "multiple of heads"),
+        (dict(initial_sparsity=1.0), r"\[0, 1\)"),
+    ],
+)
+def test_bad_options_say_why(options, message):
+    with pytest.raises(ValueError, match=message):
+        SnellaAdapter(8, 8, **options)
+
+
+def test_a_model_in_half_precision_keeps_its_deltas():
+    _, block, adapters = adapted()
+    for adapter in adapters.values():
+        adapter.in_factors.data.mul_(0.1)
+        adapter.out_factors.data.mul_(0.1)
+    with torch.no_grad():
+        change = merged(block).eval()(X)
+        with adapters_disabled(block):
+            change -= block.eval()(X)
+        block.bfloat16()
+        half_change = block(X.bfloat16()).double()
+        with adapters_disabled(block):
+            half_change -= block(X.bfloat16()).double()
+    similarity = nn.functional.cosine_similarity(change.flatten(), half_change.flatten(), dim=0)
+    assert similarity > 0.8
