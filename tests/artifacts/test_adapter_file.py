@@ -373,3 +373,14 @@ def test_a_config_that_is_inherited_needs_no_more(config_file, adapter_file):
     cfg = Config.fromfile(config_file)
     cfg.model.backbone.base_checkpoint = None  # the file says where the base was
     assert init_model(cfg, str(adapter_file), device="cpu").backbone.base_source
+
+
+def test_mmengine_reads_the_file_once(adapter_file, monkeypatch):
+    from mmengine.runner import CheckpointLoader
+
+    from snella_seg.artifacts import adapter_file as module
+
+    read, load = [], module.load_safetensors
+    monkeypatch.setattr(module, "load_safetensors", lambda path: read.append(path) or load(path))
+    CheckpointLoader.load_checkpoint(str(adapter_file))
+    assert len(read) == 1

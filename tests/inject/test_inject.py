@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from snella_seg.inject import (
+    adapter_keys,
     add_adapters,
+    base_state,
     find_matrices,
     freeze_base,
     is_adapter_key,
@@ -109,3 +111,17 @@ def test_partly_adapted_packed_weight():
     nn.init.normal_(adapters["blocks.0.attn.w_msa.qkv.k"].in_factors)
     changed = (model.blocks[0].attn.w_msa.qkv(x) - before).abs().amax(0) > 1e-6
     assert changed[8:16].any() and not changed[:8].any() and not changed[16:].any()
+
+
+def test_a_foreign_module_may_be_called_adapters():
+    """What belongs to us is asked of the modules, not of names."""
+    model = swin_like()
+    model.adapters = nn.ModuleDict({"0": nn.Linear(8, 8)})
+    add_adapters(model, dict(rank=2), ["q"])
+    freeze_base(model, [])
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "adapters.0.weight" not in trained and trained < adapter_keys(model)
+    assert "adapters.0.weight" in base_state(model)
+    assert adapter_keys(model) | set(base_state(model)) == set(model.state_dict())
+    freeze_base(model, ["adapters.0"])
+    assert model.adapters["0"].weight.requires_grad

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from snella_seg.inject import adapters_disabled, add_adapters, list_adapters
-from snella_seg.layers import SnellaAdapter
+from snella_seg.inject import (
+    adapters_disabled,
+    add_adapters,
+    attach_adapters,
+    list_adapters,
+    make_adapters,
+)
+from snella_seg.layers import AdaptedMultiheadAttention, FusedMultiheadAttention, SnellaAdapter
 from snella_seg.layers import module as adapted_layers
 
 
@@ -289,3 +295,78 @@ def test_a_model_in_half_precision_keeps_its_deltas():
             half_change -= block(X.bfloat16()).double()
     similarity = nn.functional.cosine_similarity(change.flatten(), half_change.flatten(), dim=0)
     assert similarity > 0.8
+
+
+def test_adapters_of_one_weight_drop_alike():
+    layer = nn.Sequential(nn.MultiheadAttention(8, 2))
+    adapters = make_adapters(layer, dict(rank=2, dropout=0.1), ["q", "k"])
+    adapters["0.k"].dropout = 0.2
+    with pytest.raises(ValueError, match="need the same dropout, got 0.1 and 0.2"):
+        attach_adapters(layer, adapters)
+
+
+def test_drop_path_is_drawn_once_for_q_k_and_v(monkeypatch):
+    """Of inputs that differ, as of one: an entry does with or without all three deltas."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    model = nn.Sequential(attention)
+    adapters = add_adapters(model, dict(rank=4, drop_path=0.5), ["q", "k", "v"])
+    for adapter in adapters.values():
+        for factor in adapter.double().factors:
+            nn.init.normal_(factor)
+    kept = []
+    project = AdaptedMultiheadAttention.product
+
+    def watched(self, x, *args):
+        y = project(self, x, *args)
+        stock = nn.functional.linear(x, self.base_weight[slice(*args[1:3])], args[0])
+        kept.append(~torch.isclose(y, stock).flatten(1).all(1))
+        return y
+
+    monkeypatch.setattr(AdaptedMultiheadAttention, "product", watched)
+    x = torch.randn(16, 3, 8, dtype=torch.float64)
+    model[0](x, x * 1.1, x * 0.9)
+    assert len(kept) == 3 and 0 < kept[0].sum() < 16
+    assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
+
+
+def test_rows_that_cut_a_matrix_are_refused():
+    attention = nn.MultiheadAttention(8, 2)
+    model = nn.Sequential(attention)
+    add_adapters(model, dict(rank=2), ["q", "k", "v"])
+    assert [len(model[0].delta_blocks(*r)) for r in ((0, 8), (8, 24), (0, None))] == [1, 2, 3]
+    with pytest.raises(ValueError, match="'k' is of the rows 8:16 .* only partly in 0:12"):
+        model[0].delta_blocks(0, 12)
+
+
+def test_an_attention_with_its_own_forward_keeps_it():
+    class Doubling(nn.MultiheadAttention):
+        def forward(self, *args, **options):
+            out, weights = super().forward(*args, **options)
+            return 2 * out, weights
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubling(8, 2, batch_first=True)).double()
+    adapters = add_adapters(model, dict(rank=4), ["q", "k", "v"])
+    for adapter in adapters.values():
+        adapter.double()
+    plain = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    state = {k: v for k, v in model[0].state_dict().items() if "adapters" not in k}
+    state["in_proj_weight"] = model[0].effective_weight()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(model[0](X, X, X)[0], 2 * plain(X, X, X)[0])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_attention_is_the_stock_one(batch_first, training):
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(8, 2, batch_first=batch_first).double().train(training)
+    fused = copy.deepcopy(stock)
+    fused.__class__ = FusedMultiheadAttention
+    other = X.flip(0)
+    for inputs in ((X, X, X), (X, other, other)):
+        for options in ({}, dict(need_weights=False), dict(attn_mask=None)):
+            found, expected = fused(*inputs, **options), stock(*inputs, **options)
+            torch.testing.assert_close(found, expected)
+    assert pickle.loads(pickle.dumps(fused)).state_dict().keys() == stock.state_dict().keys()

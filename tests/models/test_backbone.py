@@ -12,7 +12,8 @@ from mmseg.utils import register_all_modules
 from torch.utils.checkpoint import checkpoint
 
 import snella_seg.register  # noqa: F401
-from snella_seg.inject import adapters_disabled, is_adapter_key, list_adapters
+from snella_seg.inject import METHODS, adapters_disabled, is_adapter_key, list_adapters
+from snella_seg.models import backbone as backbone_module
 
 register_all_modules()
 
@@ -333,3 +334,74 @@ def test_bad_configs_say_why(options, error, message):
     config = {"type": "SnellaBackbone", "backbone": BACKBONES["vit"], **options}
     with pytest.raises(error, match=message):
         MODELS.build(ConfigDict(copy.deepcopy(config)))
+
+
+@pytest.mark.parametrize("method", ["frozen", "full", "bitfit", "lora", "snella"])
+@pytest.mark.parametrize("name", ["vit", "swin", "beit"])
+def test_attention_is_fused_for_every_method(method, name, monkeypatch):
+    calls = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **options: calls.append(1) or attend(*args, **options),
+    )
+    adapter = dict(rank=4) if METHODS[method].adapts else None
+    for fused in (True, False):
+        calls.clear()
+        wrap(name, method=method, adapter=adapter, fused_attention=fused).train()(image(name))
+        assert bool(calls) == fused
+
+
+def test_the_modules_are_looked_through_once_per_switch_of_mode(monkeypatch):
+    backbone = wrap("vit", dict(with_cp=True)).train()
+    looks = []
+    look = backbone_module._checkpoints_blocks
+    monkeypatch.setattr(
+        backbone_module, "_checkpoints_blocks", lambda b: looks.append(1) or look(b)
+    )
+    for _ in range(3):
+        sum(out.square().mean() for out in backbone(image("vit"))).backward()
+    assert not looks
+    for module in backbone.modules():
+        if hasattr(module, "with_cp"):
+            module.with_cp = False
+    backbone.train()
+    assert looks == [1] and not backbone._checkpoints_blocks
+
+
+def test_timm_swin_v2_trains_all_its_adapters():
+    """Its stochastic depth leaves whole branches out of a small batch in training; in eval, and
+    with its norms not at the zero that they start from, every adapter gets a gradient."""
+    inner = dict(
+        type="TIMMBackbone",
+        model_name="swinv2_tiny_window8_256",
+        pretrained=False,
+        embed_dim=8,
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 2, 4),
+        img_size=64,
+        strict_img_size=False,
+    )
+    config = ConfigDict(type="SnellaBackbone", adapter=dict(rank=4), backbone=inner)
+    torch.manual_seed(0)
+    backbone = MODELS.build(config).eval()
+    for name, parameter in backbone.named_parameters():
+        if name.endswith(("norm1.weight", "norm2.weight")):
+            torch.nn.init.ones_(parameter)
+    outputs = backbone(torch.randn(1, 3, 128, 128))
+    sum(out.square().mean() for out in outputs).backward()
+    adapters = list_adapters(backbone)
+    assert len(adapters) == 30
+    assert all(f.grad.abs().max() > 0 for a in adapters.values() for f in a.factors)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_models_are_copied_and_saved_whole(name, tmp_path):
+    backbone = wrap(name).eval()
+    torch.save(backbone, tmp_path / "model.pth")
+    twins = copy.deepcopy(backbone), torch.load(tmp_path / "model.pth", weights_only=False)
+    with torch.no_grad():
+        for twin in twins:
+            same(twin(image(name)), backbone(image(name)), rtol=0, atol=0)
+            twin.load_state_dict(backbone.state_dict())
