@@ -107,10 +107,10 @@ def find_files(node: Any, folder: Path) -> None:
         node: a config or a part of it, changed in place.
         folder: where to look, and in all folders above it, for what is not found from here.
     """
-    if isinstance(node, dict):
+    if hasattr(node, "items"):  # a dict or a Config
         for key, value in node.items():
             if key in _PATHS and isinstance(value, str):
-                node[key] = _found(value, folder)
+                node[key] = find_file(value, folder)
             else:
                 find_files(value, folder)
     elif isinstance(node, (list, tuple)):
@@ -118,8 +118,14 @@ def find_files(node: Any, folder: Path) -> None:
             find_files(value, folder)
 
 
-def _found(path: str, folder: Path) -> str:
-    """A path as it is where that leads somewhere, or nowhere does; else an absolute one."""
+def find_file(path: str, folder: Path) -> str:
+    """A path that leads somewhere: as it is if it does, else from a folder or one above it.
+
+    Args:
+        path: of a file or folder. An URL, an absolute path, and one that leads nowhere at all stay
+            as they are.
+        folder: where to look besides the current directory.
+    """
     if not path or "://" in path or Path(path).is_absolute() or Path(path).exists():
         return path
     for above in (folder, *folder.parents):

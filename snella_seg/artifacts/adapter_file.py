@@ -15,6 +15,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..configs import type_name
+from ..configs import find_file
 from ..inject import get_method, list_adapters
 from ..layers import Adapter
 from ..loading import CheckpointError, some
@@ -87,7 +88,8 @@ class AdapterFile:
         """Config of the task's SnellaBackbone without adapters.
 
         Args:
-            base_checkpoint: the base weights; None for where the file says that they were.
+            base_checkpoint: the base weights; None for where the file says that they were: a
+                relative path is looked for from here, then from the file's folder upwards.
 
         Raises:
             CheckpointError: when neither is known, the file holds no config, or one that names
@@ -108,7 +110,7 @@ class AdapterFile:
                 f"{self.path} says that its base is at {source}; if you trust that, give it as "
                 "base_checkpoint"
             )
-        config["base_checkpoint"] = source
+        config["base_checkpoint"] = source and find_file(source, self.path.resolve().parent)
         return config
 
     def extras(self) -> dict[str, Tensor]:

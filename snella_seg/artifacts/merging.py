@@ -151,7 +151,7 @@ def stock_config(config: Config) -> Config:
 def _inner(backbone: dict) -> dict:
     if type_name(backbone) != "SnellaBackbone":
         raise ValueError(
-            f"the config's backbone is a {backbone.get('type')}, not a SnellaBackbone: there is "
+            f"the config's backbone is a {type_name(backbone)}, not a SnellaBackbone: there is "
             "nothing to merge"
         )
     inner = dict(backbone["backbone"])

@@ -83,6 +83,7 @@ def run_config(base: Config, run: Run, holdout: float = 0.2, iters: int | None =
         checkpoint.update(max_keep_ckpts=1, save_best=None)
     for name in ("val_evaluator", "test_evaluator"):
         report_classes(cfg.get(name))
+    record_scalars(cfg)
     return cfg
 
 
@@ -187,3 +188,11 @@ def report_classes(evaluators) -> None:
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
         if type_name(evaluator) == "IoUMetric":
             evaluator["type"] = "ClassIoUMetric"
+
+
+def record_scalars(cfg: Config) -> None:
+    """Let a run write its losses and scores to a file, which a comparison is read from."""
+    visualizer = cfg.setdefault("visualizer", dict(type="SegLocalVisualizer", name="visualizer"))
+    backends = list(visualizer.get("vis_backends") or [])
+    if not any(type_name(backend) == "LocalVisBackend" for backend in backends):
+        visualizer["vis_backends"] = [dict(type="LocalVisBackend"), *backends]

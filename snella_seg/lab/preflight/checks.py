@@ -5,6 +5,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from ...configs import type_name
 from ...hooks import SparsityAllocationHook
 from ...inject import adapter_keys
 from ...loading import some
@@ -154,14 +155,14 @@ def _schedule(runner: Runner, cfg: Config) -> list[str]:
             )
         elif end > 1.05 * whole:
             found.append(
-                f"{scheduler['type']} ends at {end}, the run at {whole}: the learning rate does "
+                f"{type_name(scheduler)} ends at {end}, the run at {whole}: the learning rate does "
                 "not come down as planned; set end of param_scheduler"
             )
     return found
 
 
 def _goes_to_zero(scheduler: dict) -> bool:
-    if scheduler.get("type") not in ("PolyLR", "CosineAnnealingLR"):
+    if type_name(scheduler) not in ("PolyLR", "CosineAnnealingLR"):
         return False
     return not scheduler.get("eta_min") and not scheduler.get("eta_min_ratio")
 
