@@ -14,8 +14,8 @@ from pathlib import Path
 
 from snella_seg.configs import tool
 from snella_seg.lab.compare.study_report import environment
+from snella_seg.lab.document import markdown_table
 from snella_seg.lab.preflight.forecast import size
-from snella_seg.lab.style import markdown_table
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,7 +24,7 @@ from snella_seg.functional import (
     sparsify,
 )
 from snella_seg.functional.sparsify import apply_threshold
-from snella_seg.lab.style import OKABE_ITO, clean, new_figure, save
+from snella_seg.lab.style import OKABE_ITO, clean, new_figure, save_figure
 
 FOLDER = Path(__file__).parent / "images"
 BLUE, RED, GREEN, PINK, ORANGE = OKABE_ITO[:5]
@@ -199,7 +199,7 @@ FIGURES = (kernels, sparsifiers, importance, water_filling, budget)
 
 def draw(folder: Path = FOLDER) -> list[Path]:
     """Write all pictures into a folder and return their paths."""
-    return [save(figure(), folder / f"{figure.__name__}.png") for figure in FIGURES]
+    return [save_figure(figure(), folder / f"{figure.__name__}.png") for figure in FIGURES]
 
 
 if __name__ == "__main__":

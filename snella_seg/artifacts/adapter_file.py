@@ -14,8 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..configs import type_name
-from ..configs import find_file
+from ..configs import find_file, type_name
 from ..inject import get_method, list_adapters
 from ..layers import Adapter
 from ..loading import CheckpointError, some

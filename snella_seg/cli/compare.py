@@ -12,7 +12,7 @@ from ..lab.compare import compare
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine
-from .reading import prepare
+from .reading import run_preparation
 
 PUBLISHED = ("frozen", "bitfit", "lora", "snell", "snella", "full")
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args["config"], args.pop("cfg_options"))
     init_default_scope(cfg.get("default_scope", "mmseg"))
     fit_to_machine(cfg, "none")
-    prepare(cfg)
+    run_preparation(cfg)
     cfg.pop("prepare", None)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     compare(cfg, **args)

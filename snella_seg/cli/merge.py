@@ -58,7 +58,7 @@ def refuse_half_precision(wrapper, dtype: torch.dtype, force: bool) -> None:
     print(f"warning: {message}")
 
 
-def write(state: dict, path: Path, dtype: torch.dtype, meta: dict | None = None) -> None:
+def write_weights(state: dict, path: Path, dtype: torch.dtype, meta: dict | None = None) -> None:
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with atomic_write(path) as partial:
         torch.save({"meta": meta or {}, "state_dict": state}, partial)
@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = merged_backbone(wrapper)
         if args.backbone == "timm":
             state = mmseg_to_timm(state)
-        write(state, args.out_dir / f"backbone_{args.backbone}.pth", dtype)
+        write_weights(state, args.out_dir / f"backbone_{args.backbone}.pth", dtype)
         return
     meta = dict(dataset_meta=model.dataset_meta) if model.dataset_meta else {}
-    write(merged_segmentor(model), args.out_dir / "merged.pth", dtype, meta)
+    write_weights(merged_segmentor(model), args.out_dir / "merged.pth", dtype, meta)
     with atomic_write(args.out_dir / "merged.py") as partial:
         partial.write_text(stock.pretty_text)
     print(f"{args.out_dir / 'merged.py'}: stock config")

@@ -18,7 +18,7 @@ from ..models.inference import allow_numpy_scalars
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine
-from .reading import prepare, set_work_dir
+from .reading import run_preparation, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit_to_machine(cfg, "none")
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
-    prepare(cfg)
+    run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     allow_numpy_scalars()
     report = preflight(cfg, args.iters)

@@ -14,7 +14,7 @@ def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
         cfg.work_dir = str(Path("work_dirs") / Path(config_path).stem)
 
 
-def prepare(cfg: Config) -> None:
+def run_preparation(cfg: Config) -> None:
     """Run the function that a config names in ``prepare = 'module:function'``, if it does."""
     if cfg.get("prepare"):
         module, _, function = cfg.prepare.partition(":")

@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = time.perf_counter()
         painted = paint(pictures[0], classes, (model.dataset_meta or {}).get("palette"))
         pictures.append(painted)
-        save(painted, args.out / f"{name}.png")
+        save_picture(painted, args.out / f"{name}.png")
         print(
             f"{name}: switched in {1e3 * (switched - start):.1f} ms, segmented in "
             f"{done - switched:.2f} s, {len(np.unique(classes))} classes"
         )
-    save(np.concatenate(pictures, axis=1), args.out / "all.png")
+    save_picture(np.concatenate(pictures, axis=1), args.out / "all.png")
     print(f"pictures: {args.out}")
 
 
@@ -68,6 +68,6 @@ def paint(image: np.ndarray, classes: np.ndarray, palette=None) -> np.ndarray:
     return cv2.addWeighted(image, 0.4, np.ascontiguousarray(colours), 0.6, 0)
 
 
-def save(picture: np.ndarray, path: Path) -> None:
+def save_picture(picture: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), picture)

@@ -13,7 +13,7 @@ from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine, leave_process_group
-from .reading import prepare, set_work_dir
+from .reading import run_preparation, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     fit_to_machine(cfg, args.launcher)
-    prepare(cfg)
+    run_preparation(cfg)
     check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:

@@ -14,7 +14,7 @@ from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
-from .reading import prepare, set_work_dir
+from .reading import run_preparation, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_checkpoint(args.resume, "checkpoint to resume from")
     elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
-    prepare(cfg)
+    run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     allow_numpy_scalars()
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)

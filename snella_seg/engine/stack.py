@@ -258,7 +258,7 @@ def _backward_tiled(
             if merged is not None:
                 rows = entry.block.rows
                 base = None if weight is None else weight[rows, columns].to(kept.dtype)
-                tiles.write(merged[rows], base, kept, factor, scale)
+                tiles.write_rows(merged[rows], base, kept, factor, scale)
                 if entry is dense[-1][0]:
                     use_merged(columns, merged)
                     merged = None

@@ -90,7 +90,7 @@ def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tens
     return dense, factor(dense, dense.new_tensor(threshold))
 
 
-def write(
+def write_rows(
     out: Tensor, base: Tensor | None, kept: Tensor, factor: Tensor, scale: float = 1.0
 ) -> None:
     """``out = base + scale * kept * factor``, or without a base."""
@@ -140,7 +140,7 @@ def write_delta(
         rows = slice(first, first + height)
         kept, factor = split_factor(out[rows], limit, rule.sparsifier)
         torch.maximum(active, _largest(factor, 0), out=active)
-        write(out[rows], None if base is None else base[rows], kept, factor, scale)
+        write_rows(out[rows], None if base is None else base[rows], kept, factor, scale)
     if isinstance(matrix, AutogradTiles):
         return threshold, None
     found = active.nonzero()[:, 0]

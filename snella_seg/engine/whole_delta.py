@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import DeltaRule
-from .tiles import write
+from .tiles import write_rows
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def write_whole(
 ) -> tuple[Tensor | None]:
     """Write ``base + scale * delta`` into ``out``, both (out, in); return the threshold."""
     delta, threshold = rule(tuple(p.detach() for p in params), sparsity)
-    write(out, base, delta, delta.new_ones(()), scale)
+    write_rows(out, base, delta, delta.new_ones(()), scale)
     return (threshold,)
 
 
@@ -54,7 +54,7 @@ def whole_backward(
         delta, _ = rule(leaves, 0.0, state[0])
     if out is not None:
         base = None if base is None else base.to(out.dtype)
-        write(out, base, delta.detach(), delta.new_ones(()), scale)
+        write_rows(out, base, delta.detach(), delta.new_ones(()), scale)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     if not wanted or not delta.requires_grad:
         return [torch.zeros_like(p) if n else None for p, n in zip(params, needs, strict=True)]

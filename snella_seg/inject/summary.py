@@ -10,7 +10,7 @@ from .attach import adapter_keys, list_adapters
 from .families import KINDS
 
 
-def by_kind(adapters: Mapping[str, Adapter]) -> dict[str, list[Adapter]]:
+def group_by_kind(adapters: Mapping[str, Adapter]) -> dict[str, list[Adapter]]:
     """Group adapters by the kind of their matrix (q, k, v, proj, fc1, fc2, then others)."""
     groups = defaultdict(list)
     for name, adapter in adapters.items():
@@ -23,7 +23,7 @@ def sparsity_by_kind(adapters: Mapping[str, Adapter]) -> dict[str, float]:
     """Share of zero delta weights of each kind of matrix."""
     return {
         kind: 1 - sum(a.num_nonzero for a in group) / sum(a.size for a in group)
-        for kind, group in by_kind(adapters).items()
+        for kind, group in group_by_kind(adapters).items()
     }
 
 
@@ -35,7 +35,7 @@ def summarize(model: nn.Module) -> str:
     """
     adapters = list_adapters(model)
     rows = [("", "matrices", "weights", "learnable", "non-zero delta")]
-    for kind, group in [*by_kind(adapters).items(), ("all adapted", list(adapters.values()))]:
+    for kind, group in [*group_by_kind(adapters).items(), ("all adapted", list(adapters.values()))]:
         weights = sum(a.size for a in group)
         nonzero = sum(a.num_nonzero for a in group)
         learnable = sum(p.numel() for a in group for p in a.parameters())

@@ -74,7 +74,7 @@ def test_an_old_history_lacks_norms_and_churn(tmp_path):
     history = read_history(write_history(tmp_path, *lines))
     assert history.norm is history.entered is history.left is None
     page = write_report(tmp_path).read_text()
-    assert "No picture of &#x27;Churn&#x27;" in page and "No config in the work dir" in page
+    assert "No picture of &#39;Churn&#39;" in page and "No config in the work dir" in page
     assert {p.stem for p in (tmp_path / "report").glob("*.png")} == {
         "density", "budget", "importance"
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..style import MARKERS, OKABE_ITO, clean, new_figure, save
+from ..style import MARKERS, OKABE_ITO, clean, new_figure, save_figure
 from .statistics import by_method, class_means, mean_curve, mean_spread
 from .variant import Variant
 
@@ -41,7 +41,7 @@ def draw_scores(rows: list[dict], path: Path) -> Path:
     axis.set_xlabel("mIoU at the end, % (points: seeds, bars: means)")
     axis.margins(x=0.12, y=0.08)
     clean(axis)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_curves(rows: list[dict], path: Path) -> Path:
@@ -70,7 +70,7 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _smooth(curve: list, width: int) -> list[tuple[float, float]]:
@@ -100,7 +100,7 @@ def draw_classes(rows: list[dict], reference: str, path: Path) -> Path:
     axis.set_ylabel(f"IoU - IoU with {Variant.parse(reference).label}, points")
     clean(axis)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_search(rows: list[dict], path: Path) -> Path:
@@ -120,7 +120,7 @@ def draw_search(rows: list[dict], path: Path) -> Path:
     axis.set_ylabel("mIoU on held-out training images, %")
     clean(axis)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_costs(rows: list[dict], costs: dict[str, dict], path: Path) -> Path:
@@ -148,7 +148,7 @@ def draw_costs(rows: list[dict], costs: dict[str, dict], path: Path) -> Path:
     figure.axes[0].set_ylabel("mIoU, % (bars: deviation over seeds)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _on_gpu(costs: dict[str, dict]) -> bool:

@@ -3,6 +3,8 @@
 import math
 import statistics
 
+from scipy.stats import t
+
 
 def by_method(rows: list[dict]) -> dict[str, list[dict]]:
     """The runs that did not fail, by method, in the order of their first appearance."""
@@ -32,13 +34,12 @@ def paired_difference(rows: list[dict], others: list[dict]) -> tuple[float, floa
     return mean, None if spread is None else spread / math.sqrt(len(differences))
 
 
-#: 97.5 % quantiles of Student's t by degrees of freedom.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
-
 def confidence(error: float, count: int) -> float:
-    """Half-width of the 95 % interval of a mean of ``count`` values with this standard error."""
-    return error * (_T[count - 2] if count - 2 < len(_T) else 2.2)
+    """Half-width of the 95 % interval of a mean of ``count`` values with this standard error.
+
+    By Student's t with ``count - 1`` degrees of freedom.
+    """
+    return error * float(t.ppf(0.975, count - 1))
 
 
 def class_means(rows: list[dict]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ...loading import write_text
 from .cost import measure_costs
 from .execute import execute
 from .plan import Run, run_config
-from .study_report import environment, write_report
+from .study_report import environment, write_study_report
 from .variant import Variant
 
 STUDY = "study.json"
@@ -123,7 +123,7 @@ def compare(
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
         study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)
     write_text(folder / STUDY, json.dumps(study, indent=1))
-    say(f"report: {write_report(study, folder)}")
+    say(f"report: {write_study_report(study, folder)}")
     failed = [row for row in study["search"] + study["runs"] if "error" in row]
     if failed:
         raise ComparisonFailed(

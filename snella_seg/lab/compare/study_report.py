@@ -3,44 +3,19 @@
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from ...loading import write_text
-from ..style import embed, facts_table, html_table, markdown_table, page
+from ..document import Document, Section
 from ..text import size
 from . import pictures as plots
 from .statistics import by_method, class_means, confidence, mean_spread, paired_difference
 from .variant import Variant
 
 
-@dataclass
-class _Section:
-    """A heading, then text, a table and a picture, each of which may be missing."""
-
-    title: str
-    text: str = ""
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    picture: Path | None = None
-
-    def markdown(self) -> str:
-        parts = [f"## {self.title}", self.text]
-        parts.append(markdown_table(self.header, self.rows) if self.rows else "")
-        parts.append(f"![{self.title}]({self.picture.name})" if self.picture else "")
-        return "\n\n".join(part for part in parts if part)
-
-    def html(self) -> str:
-        parts = [f"<h2>{self.title}</h2>", f"<p>{self.text}</p>" if self.text else ""]
-        parts.append(html_table(self.header, self.rows) if self.rows else "")
-        parts.append(embed(self.picture, self.title) if self.picture else "")
-        return "\n".join(part for part in parts if part)
-
-
-def write_report(study: dict, folder: Path) -> Path:
+def write_study_report(study: dict, folder: Path) -> Path:
     """Write ``report.md``, ``report.html`` and pictures; return the path of the page.
 
     Args:
@@ -56,13 +31,7 @@ def write_report(study: dict, folder: Path) -> Path:
     title = f"Comparison: {Path(study['config']).stem}"
     sections = [*_scores(study, folder), *_classes(study, folder), *_costs(study, folder)]
     sections += [*_search(study, folder), *_failures(study)]
-    facts = _facts(study)
-    lines = [f"- {name}: {value}" for name, value in facts]
-    body = "\n\n".join([f"# {title}", "\n".join(lines), *(s.markdown() for s in sections)])
-    write_text(folder / "report.md", body + "\n")
-    html = "\n".join([facts_table(facts), *(section.html() for section in sections)])
-    write_text(folder / "report.html", page(title, html))
-    return folder / "report.html"
+    return Document(title, _facts(study), sections).write(folder, "report.html")
 
 
 def _facts(study: dict) -> list[tuple[str, str]]:
@@ -100,7 +69,7 @@ def _version(names: Iterable[str]) -> str:
     return "?"
 
 
-def _scores(study: dict, folder: Path) -> list[_Section]:
+def _scores(study: dict, folder: Path) -> list[Section]:
     """The main table with its picture, and the curves."""
     methods, costs = by_method(study["runs"]), study.get("costs", {})
     header = [
@@ -124,14 +93,14 @@ def _scores(study: dict, folder: Path) -> list[_Section]:
     reference = "snella" if "snella" in methods else next(iter(methods))
     text = f"mIoU on the validation set after the last iteration; heads learn at {_heads(study)}."
     sections = [
-        _Section(
+        Section(
             "Scores", text, header, rows, plots.draw_scores(study["runs"], folder / "scores.png")
         )
     ]
     if len(methods) > 1:
         sections.append(_differences(methods, reference))
     curves = plots.draw_curves(study["runs"], folder / "curves.png")
-    return [*sections, _Section("Curves", "Means over seeds; bands span them.", picture=curves)]
+    return [*sections, Section("Curves", "Means over seeds; bands span them.", picture=curves)]
 
 
 def _heads(study: dict) -> str:
@@ -139,7 +108,7 @@ def _heads(study: dict) -> str:
     return "the rate of the config" if rate is None else f"{rate:g}"
 
 
-def _differences(methods: dict[str, list[dict]], reference: str) -> _Section:
+def _differences(methods: dict[str, list[dict]], reference: str) -> Section:
     rows, header = [], ["method", "difference", "95 % interval"]
     for name, group in methods.items():
         if name != reference:
@@ -157,10 +126,10 @@ def _differences(methods: dict[str, list[dict]], reference: str) -> _Section:
         "equal seed, its standard error, and the 95 % interval by Student's t. Where that holds "
         "zero the difference may be chance."
     )
-    return _Section(f"{label} against the others", text, header, rows)
+    return Section(f"{label} against the others", text, header, rows)
 
 
-def _classes(study: dict, folder: Path) -> list[_Section]:
+def _classes(study: dict, folder: Path) -> list[Section]:
     methods = by_method(study["runs"])
     means = {name: class_means(group) for name, group in methods.items()}
     names = dict.fromkeys(c for table in means.values() for c in table)
@@ -172,10 +141,10 @@ def _classes(study: dict, folder: Path) -> list[_Section]:
     picture = None
     if len(methods) > 1:
         picture = plots.draw_classes(study["runs"], reference, folder / "classes.png")
-    return [_Section("IoU of each class, %", "Means over seeds.", header, rows, picture)]
+    return [Section("IoU of each class, %", "Means over seeds.", header, rows, picture)]
 
 
-def _costs(study: dict, folder: Path) -> list[_Section]:
+def _costs(study: dict, folder: Path) -> list[Section]:
     costs = study.get("costs", {})
     known = {m: c for m, c in costs.items() if c.get("seconds_per_iteration")}
     if not known:
@@ -204,10 +173,10 @@ def _costs(study: dict, folder: Path) -> list[_Section]:
         "the other. Peak memory is that of the training process."
     )
     picture = plots.draw_costs(study["runs"], costs, folder / "costs.png")
-    return [_Section("Costs", text, header, rows, picture)]
+    return [Section("Costs", text, header, rows, picture)]
 
 
-def _search(study: dict, folder: Path) -> list[_Section]:
+def _search(study: dict, folder: Path) -> list[Section]:
     good = [row for row in study["search"] if "error" not in row]
     if not good:
         return []
@@ -229,16 +198,16 @@ def _search(study: dict, folder: Path) -> list[_Section]:
     heads = ", ".join(f"{r['head_lr']:g}: {r['mIoU']:.2f}" for r in good if r["lr"] is None)
     text += f" Rates of the heads, frozen backbone: {heads}." if heads else ""
     header = ["method", *(f"{rate:g}" for rate in rates)]
-    return [_Section("Choice of the learning rates", text, header, rows, picture)]
+    return [Section("Choice of the learning rates", text, header, rows, picture)]
 
 
-def _failures(study: dict) -> list[_Section]:
+def _failures(study: dict) -> list[Section]:
     failed = [row for row in study["search"] + study["runs"] if "error" in row]
     failed += [
         {"folder": f"cost of {m}", **c} for m, c in study.get("costs", {}).items() if "error" in c
     ]
     rows = [[row["folder"], row["error"]] for row in failed]
-    return [_Section("Failed runs", "", ["run", "error"], rows)] if rows else []
+    return [Section("Failed runs", "", ["run", "error"], rows)] if rows else []
 
 
 def _mean_text(values: list[float]) -> str:

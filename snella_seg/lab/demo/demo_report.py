@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...inject import adapter_keys, list_adapters
-from .prepare import _results
+from .prepare import results_of
 
 
 @HOOKS.register_module()
@@ -37,14 +37,14 @@ class DemoReportHook(Hook):
         if not is_main_process():
             return
         root = Path(runner.val_dataloader.dataset.data_root).parents[1]
-        text = report(runner, _results(root))
+        text = demo_table(runner, results_of(root))
         work_dir = Path(runner.work_dir)
         (work_dir / "demo_report.md").write_text(text)
         draw_overlays(runner, root / "frozen_predictions", self.images, work_dir / "overlays.png")
         runner.logger.info(f"demo\n{text}\nPictures: {work_dir / 'overlays.png'}")
 
 
-def report(runner, results: dict) -> str:
+def demo_table(runner, results: dict) -> str:
     """The comparison as Markdown."""
     model = runner.model
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}

@@ -49,7 +49,7 @@ def prepare(cfg: Config) -> None:
     frozen.custom_hooks = []
     source_key = _key(str(VERSION), source)
     key = _key(source_key, frozen)
-    results = _results(root)
+    results = results_of(root)
     if is_written(root / "scenes") and results.get("key") == key:
         return
     if cfg.get("launcher", "none") != "none":
@@ -85,7 +85,8 @@ def _write(root: Path, results: dict) -> None:
     partial.replace(root / RESULTS)
 
 
-def _results(root: Path) -> dict:
+def results_of(root: Path) -> dict:
+    """What was prepared in a folder, and its scores; empty where nothing was."""
     path = root / RESULTS
     return json.loads(path.read_text()) if path.is_file() else {}
 

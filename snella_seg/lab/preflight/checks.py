@@ -15,7 +15,7 @@ from .forecast import Forecast
 from .probe import ProbeHook
 
 
-def find_wrapper(model: nn.Module) -> SnellaBackbone | None:
+def any_wrapper(model: nn.Module) -> SnellaBackbone | None:
     """The SnellaBackbone of a model, or None."""
     return next((m for m in model.modules() if isinstance(m, SnellaBackbone)), None)
 
@@ -53,7 +53,7 @@ def warnings(report: Forecast, runner: Runner) -> list[str]:
 
 
 def _base(report: Forecast, runner: Runner, cfg: Config) -> list[str]:
-    wrapper = find_wrapper(runner.model)
+    wrapper = any_wrapper(runner.model)
     if wrapper is None:
         return ["model.backbone is no SnellaBackbone: nothing of it is adapted or frozen"]
     if cfg.get("load_from") or getattr(runner.model, "init_cfg", None):
@@ -73,7 +73,7 @@ def _base(report: Forecast, runner: Runner, cfg: Config) -> list[str]:
 
 def _allocation(report: Forecast, runner: Runner) -> list[str]:
     hooks = [h for h in runner.hooks if isinstance(h, SparsityAllocationHook)]
-    wrapper = find_wrapper(runner.model)
+    wrapper = any_wrapper(runner.model)
     wanted = wrapper is not None and wrapper.method.allocation is not None
     if wanted and report.weights and not hooks:
         return [

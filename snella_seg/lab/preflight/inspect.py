@@ -91,7 +91,7 @@ class _Warnings(logging.Handler):
 def _describe(report: Forecast, runner: Runner, cfg: Config) -> None:
     """What can be told from the model and the loops, before anything runs."""
     model = runner.model
-    wrapper = checks.find_wrapper(model)
+    wrapper = checks.any_wrapper(model)
     adapters = list_adapters(model)
     report.method = f"{wrapper.method.label}: {wrapper.method.about}" if wrapper else "none"
     report.summary = summarize(model)

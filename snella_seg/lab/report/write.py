@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ...loading import write_text
-from ..style import save
+from ..document import Section
+from ..style import save_figure
 from . import plots
 from .collect import collect, find_config, refuse_without_history
 from .facts import Findings
-from .page import Picture, html_page, markdown
+from .page import report_document
 
 
 class Plot(NamedTuple):
@@ -121,9 +121,7 @@ def write_report(
             missing.append(f"No picture of '{plot.title}': it needs {plot.needs}.")
             (out / f"{plot.name}.png").unlink(missing_ok=True)
         else:
-            path = save(figure, out / f"{plot.name}.png")
-            pictures.append(Picture(path, plot.title, plot.about))
+            path = save_figure(figure, out / f"{plot.name}.png")
+            pictures.append(Section(plot.title, plot.about, picture=path))
     findings = replace(findings, notes=(*findings.notes, *missing))
-    write_text(out / "report.md", markdown(findings, pictures))
-    write_text(out / "index.html", html_page(findings, pictures))
-    return out / "index.html"
+    return report_document(findings, pictures).write(out, "index.html")

@@ -1,36 +1,3 @@
-"""The heat map that plays: HTML and script, without libraries and without requests.
-
-``HISTORY`` and ``VIEW`` stand for the data, see :func:`snella_seg.lab.report.page.player`.
-"""
-
-PLAYER = """
-<p>Rows are blocks from the input (top) to the output, columns kinds of matrices. Move the slider,
-or press play, to see who won and who lost at each allocation.</p>
-<style>
-#player .bar { display: flex; flex-wrap: wrap; gap: .75rem; align-items: center; margin: .75rem 0; }
-#player input[type=range] { flex: 1 1 14rem; }
-#player button, #player select { font: inherit; padding: .15rem .7rem; }
-#player button { min-width: 5.5rem; }
-#player label, #player select { max-width: 100%; }
-#player td, #player th { text-align: center; padding: .1rem .3rem; min-width: 3.6rem;
-  border: 1px solid #fff; font-size: .85rem; }
-#player th:first-child { text-align: right; }
-#player .scale { display: flex; gap: .5rem; align-items: center; font-size: .9rem; }
-#player .scale i { display: inline-block; width: 14rem; height: .9rem; border: 1px solid #999; }
-</style>
-<div id="player">
-  <div class="bar">
-    <button type="button">Play</button>
-    <input type="range" min="0" value="0" step="1" aria-label="allocation">
-    <label>show <select></select></label>
-  </div>
-  <p class="state" aria-live="polite"></p>
-  <div class="scroll"><table><thead></thead><tbody></tbody></table></div>
-  <div class="scale"><span class="low"></span><i></i><span class="high"></span></div>
-</div>
-<script type="application/json" id="history">HISTORY</script>
-<script type="application/json" id="view">VIEW</script>
-<script>
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const run = read("history"), view = read("view");
@@ -139,5 +106,3 @@ or press play, to see who won and who lost at each allocation.</p>
   slider.value = last;
   show();
 })();
-</script>
-"""
