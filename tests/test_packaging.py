@@ -28,7 +28,7 @@ def run(*command, cwd: Path, **env) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """A wheel, built without the network from a copy of what the checkout tracks."""
-    for tool in ("pip", "setuptools", "wheel"):
+    for tool in ("pip", "setuptools"):
         if importlib.util.find_spec(tool) is None:
             pytest.skip(f"needs {tool} to build a wheel without the network")
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
@@ -45,7 +45,8 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_wheel_holds_package_configs_and_tools(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for path in ROOT.glob("snella_seg/**/*.py"):
+    package = [*ROOT.glob("snella_seg/**/*.py"), *ROOT.glob("snella_seg/lab/templates/*")]
+    for path in [*package, ROOT / "snella_seg/py.typed"]:
         assert path.relative_to(ROOT).as_posix() in held
     for folder in ("configs", "tools"):
         for path in ROOT.glob(f"{folder}/**/*.py"):
@@ -61,7 +62,11 @@ def test_wheel_names_its_extras(wheel):
     plain = {line.split()[1].partition(">")[0] for line in required if "extra" not in line}
     # Nothing more: pip must not replace the OpenMMLab packages of a user.
     assert plain == {"torch", "numpy", "safetensors"}
-    assert any("onedl-mmsegmentation" in line and 'extra == "mm"' in line for line in required)
+    for package in ("onedl-mmsegmentation", "timm", "jinja2", "matplotlib", "scipy"):
+        lines_of = [line for line in required if line.split()[1].startswith(package)]
+        assert any('extra == "mm"' in line for line in lines_of), package
+    scripts = next(name for name in names.namelist() if name.endswith("entry_points.txt"))
+    assert "snella-seg = snella_seg.cli:main" in names.read(scripts).decode()
 
 
 def test_unpacked_wheel_finds_its_own_configs(wheel, tmp_path):

@@ -82,7 +82,9 @@ class DistanceTiles:
         dense = torch.add(dense, self.beta, out=dense if out is None else out)
         return DistanceTile(columns, distances, difference, softmax, dense, near)
 
-    def _mend_near_pairs(self, squares: Tensor, columns: Columns):
+    def _mend_near_pairs(
+        self, squares: Tensor, columns: Columns
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Replace the squared distances that lost digits; return where they are, or None."""
         p_squared = self.p_squared[:, columns]
         head, column = (squares.amin(1) <= _NEAR_COLUMN * p_squared).nonzero(as_tuple=True)
@@ -107,7 +109,7 @@ class DistanceTiles:
         Overwrites ``grad_dense`` and the tile's distances, softmax and K.
         """
         grad_difference = grad_dense
-        if self.mixed:
+        if tile.softmax is not None:
             self.grad_beta = self.grad_beta + grad_dense.sum()
             inner = torch.mul(grad_dense, tile.softmax, out=tile.dense).sum(0)  # (columns,)
             self.grad_alpha = self.grad_alpha + inner.sum()
@@ -130,7 +132,7 @@ class DistanceTiles:
         by_q = torch.bmm(p_rows.transpose(1, 2), ratios.transpose(1, 2)).transpose(1, 2)
         grad_p = by_p[..., -1:] * p + by_p[..., :-2] * 0.5
         self.grad_q += by_q[..., -2:-1] * self.q - by_q[..., :-2]
-        if near_ratios is not None:
+        if near_ratios is not None and tile.near is not None:
             parts = zip(
                 near_ratios.split(_CHUNK), *(i.split(_CHUNK) for i in tile.near), strict=True
             )

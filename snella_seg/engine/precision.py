@@ -1,5 +1,7 @@
 """In which precision products run here and now, and what deltas need."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def reduces_single_precision(device_type: str) -> bool:
     newer have been set is an error, so they are read in older versions only.
     """
     backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
-    matmul = getattr(backend, "matmul", None)
+    matmul: Any = getattr(backend, "matmul", None)
     if hasattr(matmul, "fp32_precision"):
         return matmul.fp32_precision in ("tf32", "bf16")
     return torch.get_float32_matmul_precision() != "highest"

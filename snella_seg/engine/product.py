@@ -4,6 +4,8 @@ Between forward and backward nothing of the weight's size stays alive: backward 
 again from its factors, with the threshold that forward found.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +28,15 @@ class _AdaptedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, call, made_from, *params):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: Call,
+        made_from: tuple[Tensor, ...],
+        *params: Tensor,
+    ) -> Tensor:
         branch, dtype = call.branch, call.dtype
         with full_precision(x.device):
             used = x.to(dtype)
@@ -50,7 +60,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y):
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         call, branch = ctx.call, ctx.call.branch
         weight, bias, *rest = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -101,7 +111,7 @@ class _AdaptedWeight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, blocks, *params):
+    def forward(ctx: Any, weight: Tensor, blocks: list[DeltaBlock], *params: Tensor) -> Tensor:
         with full_precision(weight.device):
             merged, ctx.states = merge_deltas(weight, weight.shape, blocks)
         ctx.blocks, ctx.versions = blocks, [p._version for p in params]
@@ -109,7 +119,7 @@ class _AdaptedWeight(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_weight):
+    def backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         params = flat(block.params for block in ctx.blocks)
         if [p._version for p in params] != ctx.versions:
             raise RuntimeError(

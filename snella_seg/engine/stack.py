@@ -17,6 +17,7 @@ from ..functional import DeltaRule
 from ..functional.delta import HALF
 from . import columns as cut
 from . import tiles, triton_delta, whole_delta
+from .columns import Columns
 from .threshold_search import Bracket
 
 #: What making a delta leaves for backward, small: its threshold, then what its maker needs.
@@ -87,6 +88,17 @@ class MadeBlock:
     state: State
     needs: tuple[bool, ...]
 
+    @property
+    def threshold(self) -> float:
+        """What the state of every maker begins with."""
+        assert self.state[0] is not None
+        return float(self.state[0])
+
+    @property
+    def active(self) -> Tensor | None:
+        """Of a delta of tiles: the columns that hold non-zero weights, None for most or all."""
+        return self.state[1]
+
 
 def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
     """What makes the delta of each block: the same whenever it is asked of the same blocks.
@@ -110,7 +122,9 @@ def _covered(blocks: Sequence[DeltaBlock], rows: int) -> bool:
     return sum(block.stop - block.start for block in blocks) == rows
 
 
-def _start(weight: Tensor | None, shape: tuple[int, int], blocks: Sequence[DeltaBlock]) -> Tensor:
+def _start(
+    weight: Tensor | None, shape: torch.Size | tuple[int, int], blocks: Sequence[DeltaBlock]
+) -> Tensor:
     """A matrix to write the deltas of ``blocks`` into: rows that have none hold ``weight``."""
     like, dtype = blocks[0].params[0], blocks[0].working_dtype
     covered = _covered(blocks, shape[0])
@@ -121,7 +135,10 @@ def _start(weight: Tensor | None, shape: tuple[int, int], blocks: Sequence[Delta
 
 
 def merge_deltas(
-    weight: Tensor | None, shape: tuple[int, int], blocks: Sequence[DeltaBlock], scale: float = 1.0
+    weight: Tensor | None,
+    shape: torch.Size | tuple[int, int],
+    blocks: Sequence[DeltaBlock],
+    scale: float = 1.0,
 ) -> tuple[Tensor, list[State]]:
     """Make ``weight + scale * deltas``, or the scaled deltas alone where ``weight`` is None.
 
@@ -174,25 +191,26 @@ def product_backward(
 
     grad_x = x.new_empty(0)
     if needs_x:
-        only_sparse = all(entry.state[1] is not None for entry in made)
+        only_sparse = all(entry.active is not None for entry in made)
         if not only_sparse:
             grad_x = torch.empty_like(x)
         else:
             grad_x = torch.zeros_like(x) if weight is None else grad_y @ weight
 
-    def grad_delta(rows, columns, factor):
+    def grad_delta(rows: slice, columns: Columns, factor: Tensor) -> Tensor:
         return tiles.masked_product(grad_y[:, rows], x[:, columns], factor)
 
-    def use_merged(columns, merged):
+    def use_merged(columns: slice, merged: Tensor) -> None:
         torch.mm(grad_y, merged.to(grad_y.dtype), out=grad_x[:, columns])
 
-    def use_sparse(rows, columns, kept, factor):
+    def use_sparse(rows: slice, columns: Tensor, kept: Tensor, factor: Tensor) -> None:
         change = tiles.sparse_product(grad_y[:, rows], kept, factor)
         grad_x.index_add_(1, columns, change, alpha=scale)
 
-    uses = (use_merged, use_sparse) if needs_x else (None, None)
-    grads = _backward_tiled(weight, shape, made, scale, grad_delta, *uses)
-    return grad_x if needs_x else None, grads
+    if not needs_x:
+        return None, _backward_tiled(weight, shape, made, scale, grad_delta)
+    recipe = (weight, shape, made, scale, grad_delta)
+    return grad_x, _backward_tiled(*recipe, use_merged, use_sparse)
 
 
 def weight_backward(
@@ -203,7 +221,7 @@ def weight_backward(
     if not _all_tiled(made):
         return _backward_whole(grad_weight, None, shape, made, scale, False)[1]
 
-    def grad_delta(rows, columns, factor):
+    def grad_delta(rows: slice, columns: Columns, factor: Tensor) -> Tensor:
         return grad_weight[rows][:, columns].to(factor.dtype) * factor
 
     return _backward_tiled(None, shape, made, scale, grad_delta)
@@ -218,7 +236,7 @@ def _backward_tiled(
     shape: tuple[int, int],
     made: list[MadeBlock],
     scale: float,
-    grad_delta: Callable[[slice, cut.Columns, Tensor], Tensor],
+    grad_delta: Callable[[slice, Columns, Tensor], Tensor],
     use_merged: Callable[[slice, Tensor], None] | None = None,
     use_sparse: Callable[[slice, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[Tensor | None]:
@@ -231,22 +249,26 @@ def _backward_tiled(
     """
     matrices = [tiles.tiles_of(m.block.params, m.block.rule) for m in made]
 
-    def remake(entry, matrix, columns):
+    def remake(
+        entry: MadeBlock, matrix: tiles.Tiles, columns: Columns
+    ) -> tuple[tiles.Tile, Tensor, Tensor]:
         tile = matrix.tile(columns)
-        threshold, sparsifier = float(entry.state[0]), entry.block.rule.sparsifier
-        kept, factor = tiles.split_factor(tile.dense, threshold, sparsifier)
+        threshold = entry.threshold
+        kept, factor = tiles.split_factor(tile.dense, threshold, entry.block.rule.sparsifier)
         return tile, kept, factor
 
-    def differentiate(entry, matrix, tile, factor):
+    def differentiate(
+        entry: MadeBlock, matrix: tiles.Tiles, tile: tiles.Tile, factor: Tensor
+    ) -> None:
         if any(entry.needs):
             grad = grad_delta(entry.block.rows, tile.columns, factor)
             matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
 
     pairs = list(zip(made, matrices, strict=True))
-    dense = [pair for pair in pairs if pair[0].state[1] is None]
+    dense = [pair for pair in pairs if pair[0].active is None]
     dense_blocks = [entry.block for entry, _ in dense]
 
-    def base_tile(columns):
+    def base_tile(columns: slice) -> Tensor:
         part = None if weight is None else weight[:, columns]
         return _start(part, (shape[0], columns.stop - columns.start), dense_blocks)
 
@@ -255,7 +277,7 @@ def _backward_tiled(
         merged = None if use_merged is None else base_tile(columns)
         for entry, matrix in dense:
             tile, kept, factor = remake(entry, matrix, columns)
-            if merged is not None:
+            if merged is not None and use_merged is not None:
                 rows = entry.block.rows
                 base = None if weight is None else weight[rows, columns].to(kept.dtype)
                 tiles.write_rows(merged[rows], base, kept, factor, scale)
@@ -266,12 +288,12 @@ def _backward_tiled(
             differentiate(entry, matrix, tile, factor)
             del tile, factor
     for entry, matrix in pairs:
-        if entry.state[1] is None:
+        if entry.active is None:
             continue
-        for columns in cut.column_parts(entry.state[1], tallest):
-            tile, kept, factor = remake(entry, matrix, columns)
+        for chosen in cut.column_parts(entry.active, tallest):
+            tile, kept, factor = remake(entry, matrix, chosen)
             if use_sparse is not None:
-                use_sparse(entry.block.rows, columns, kept, factor)
+                use_sparse(entry.block.rows, chosen, kept, factor)
             differentiate(entry, matrix, tile, factor)
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
 

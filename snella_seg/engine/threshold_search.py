@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +70,8 @@ class _Selection:
         low, high = self.masks[:, : len(values)]
         np.less_equal(values, self.low, out=low)  # NaN counts as large, as in a sort
         np.less_equal(values, self.high, out=high)
-        self.up_to_low += np.count_nonzero(low)
-        self.up_to_high += np.count_nonzero(high)
+        self.up_to_low += int(np.count_nonzero(low))
+        self.up_to_high += int(np.count_nonzero(high))
         high ^= low
         self.inside.append(values[high])
 
@@ -131,7 +132,7 @@ class ThresholdSearch:
         trusted = bracket.threshold > 0 and bracket.width <= WIDEST
         self.selection = _Selection(*bracket.ends) if trusted else None
         self.at_end = self.rank.lower == self.rank.upper and self.rank.lower in (0, size - 1)
-        self.ends: list[np.floating] = []
+        self.ends: list[Any] = []
 
     @torch.no_grad()
     def add(self, dense: Tensor) -> None:
@@ -153,7 +154,7 @@ class ThresholdSearch:
             self.bracket.move(float(threshold))
         return threshold
 
-    def _end(self, values: np.ndarray, keepdims: bool = False) -> np.ndarray:
+    def _end(self, values: np.ndarray, keepdims: bool = False) -> Any:
         """The least or the largest value; NaN is larger than all others, as in a sort."""
-        reduce = np.fmin if self.rank.lower == 0 else np.maximum
-        return reduce.reduce(values, keepdims=keepdims)
+        reduce: Any = (np.fmin if self.rank.lower == 0 else np.maximum).reduce
+        return reduce(values, keepdims=keepdims)

@@ -6,6 +6,7 @@ same input gives the same bits.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,9 +33,13 @@ BLOCK_OUT, BLOCK_IN = 64, 32  # tile of the elementwise kernels
 BLOCK_OWN, BLOCK_OTHER, BLOCK_COLUMNS = 32, 16, 16  # tile of the factors' gradients
 MIN_CHUNK, PROGRAMS = 64, 1024  # how a long loop is split: shortest part, programs aimed at
 #: Functions of the kernels that are made here -> whether with the softmax.
-MIXED = {distance_kernel: False, mixed_kernel: True}
+MIXED: dict[Callable[..., Tensor], bool] = {distance_kernel: False, mixed_kernel: True}
 #: Functions of the sparsifiers that are made here -> how the Triton kernels call them.
-MODES = {weighted_factor: "weighted", soft_factor: "soft", hard_factor: "hard"}
+MODES: dict[Callable[..., Tensor], str] = {
+    weighted_factor: "weighted",
+    soft_factor: "soft",
+    hard_factor: "hard",
+}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -108,7 +113,7 @@ class _Matrix:
         table[:, :rank].copy_(factor.transpose(1, 2))
         return table
 
-    def empty(self, *shape: int, dtype=torch.float32) -> Tensor:
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def check(self, name: str, tensor: Tensor) -> Tensor:
@@ -213,7 +218,7 @@ def launch_delta(
 def launch_backward(
     params: tuple[Tensor, ...],
     rule: DeltaRule,
-    state: tuple[Tensor, ...],
+    state: tuple[Tensor | None, ...],
     grad_delta: Tensor,
     needs: tuple[bool, ...] | None = None,
     base: Tensor | None = None,
@@ -242,6 +247,7 @@ def launch_backward(
         raise ValueError(f"needs must have one entry per parameter ({len(params)}), got {needs}")
     grad = m.check("grad_delta", grad_delta)
     write, threshold, stats = out is not None, state[0], state[-1]
+    assert threshold is not None and stats is not None
     base, out = m.output(base, out) if write else (None, grad)
     source, has_base = (out, False) if base is None else (base, True)
     grads: list[Tensor | None] = [None] * len(params)
@@ -265,12 +271,14 @@ def launch_backward(
             if needs[i]:
                 grads[i] = _factor_grad(m, stats, means, threshold, grad, of_inputs=i == 0)
     return tuple(
-        g.to(p.dtype).reshape(p.shape) if need else None
+        g.to(p.dtype).reshape(p.shape) if need and g is not None else None
         for g, p, need in zip(grads, params, needs, strict=True)
     )
 
 
-def _factor_grad(m: _Matrix, stats, means, threshold, grad, of_inputs: bool) -> Tensor:
+def _factor_grad(
+    m: _Matrix, stats: Tensor, means: Tensor, threshold: Tensor, grad: Tensor, of_inputs: bool
+) -> Tensor:
     """Gradient of P or Q in single precision; chunks depend on shapes only, so bits repeat."""
     own, other = (m.ins, m.outs) if of_inputs else (m.outs, m.ins)
     columns = min(BLOCK_COLUMNS, triton.next_power_of_2(m.rank))

@@ -6,7 +6,10 @@ multiply-adds are written out, and the compiler may add none), so the same weigh
 """
 
 from types import SimpleNamespace
+from typing import Any
 
+triton: Any
+tl: Any
 try:
     import triton
     import triton.language as tl

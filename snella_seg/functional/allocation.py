@@ -4,6 +4,7 @@ import math
 import operator
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 def budget_schedule(
@@ -52,7 +53,9 @@ def budget_schedule(
     return math.floor(target_budget + (initial_budget - target_budget) * left**3 / span**3)
 
 
-def allocate_budget(scores, sizes, budget: int, min_density: float = 0.0) -> np.ndarray:
+def allocate_budget(
+    scores: ArrayLike, sizes: ArrayLike, budget: int, min_density: float = 0.0
+) -> NDArray[np.int64]:
     """Share a budget of weights among matrices in proportion to their scores, by water-filling.
 
     ``v_l = min(size_l, lambda * score_l)`` with lambda such that the v_l sum to the budget; whole
@@ -74,7 +77,7 @@ def allocate_budget(scores, sizes, budget: int, min_density: float = 0.0) -> np.
         ValueError: on shapes that do not match, negative scores, sizes below 1, a budget that is
             no whole number or is out of range, or a min_density outside [0, 1].
     """
-    scores, sizes, budget = _check_allocation(scores, sizes, budget, min_density)
+    scores, sizes, budget = _checked(scores, sizes, budget, min_density)
     floors = np.ceil(min_density * sizes).astype(np.int64)
     if floors.sum() > budget:
         floors = _fill(sizes.astype(float), np.zeros_like(sizes), sizes, budget)
@@ -92,9 +95,11 @@ def allocate_budget(scores, sizes, budget: int, min_density: float = 0.0) -> np.
     return shares
 
 
-def _check_allocation(scores, sizes, budget, min_density):
-    scores = np.asarray(scores, dtype=np.float64)
-    raw_sizes = np.asarray(sizes)
+def _checked(
+    given_scores: ArrayLike, given_sizes: ArrayLike, budget: int, min_density: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    scores = np.asarray(given_scores, dtype=np.float64)
+    raw_sizes = np.asarray(given_sizes)
     sizes = raw_sizes.astype(np.int64)
     if scores.ndim != 1 or scores.shape != sizes.shape or scores.size == 0:
         raise ValueError(
@@ -120,7 +125,9 @@ def _check_allocation(scores, sizes, budget, min_density):
     return scores, sizes, budget
 
 
-def _fill(scores, floors, caps, budget: int) -> np.ndarray:
+def _fill(
+    scores: NDArray[np.float64], floors: NDArray[np.int64], caps: NDArray[np.int64], budget: int
+) -> NDArray[np.int64]:
     """Whole numbers ``clip(lambda * score, floor, cap)`` summing to budget; all scores positive."""
     if scores.size == 0:
         return np.zeros(0, dtype=np.int64)

@@ -1,6 +1,7 @@
 """The learnable part of one adapted matrix."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,9 +112,9 @@ class Adapter(nn.Module):
         recipe = (self.rule, self.current_sparsity(), self.params, self.bracket)
         return DeltaBlock(start, stop, *recipe)
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
         exact = self.sparsity
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.sparsity.dtype != exact.dtype:  # .half() and the like must not round it
             self.sparsity = exact.to(self.sparsity.device)
         return self

@@ -6,7 +6,7 @@ An adapted module keeps its class (it becomes a subclass of it), its parameters 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,11 +28,15 @@ class AdaptedModule(nn.Module):
 
     adapted_weight_name: str
     stock_class: type
+    adapters: nn.ModuleDict
+    adapter_rows: dict[str, tuple[int, int]]
+    _cache: dict[Any, tuple[Any, Any]]
+    _shared: tuple[Any, Any]
 
     def start_adapting(self) -> None:
         """Set up an existing module whose class has just become an adapted one."""
         self.adapters = nn.ModuleDict()
-        self.adapter_rows: dict[str, tuple[int, int]] = {}
+        self.adapter_rows = {}
         self.adapters_enabled = True
         self._forget()
 
@@ -60,6 +64,11 @@ class AdaptedModule(nn.Module):
         self.adapter_rows[name] = rows
         self._forget()
 
+    def _named_adapters(self) -> Iterator[tuple[str, Adapter]]:
+        for name, adapter in self.adapters.items():
+            assert isinstance(adapter, Adapter)
+            yield name, adapter
+
     @property
     def base_weight(self) -> nn.Parameter:
         """The frozen weight itself, (out, in)."""
@@ -77,7 +86,7 @@ class AdaptedModule(nn.Module):
             return []
         stop = len(self.base_weight) if stop is None else stop
         blocks = []
-        for name, adapter in self.adapters.items():
+        for name, adapter in self._named_adapters():
             first, last = self.adapter_rows[name]
             if last <= start or stop <= first:
                 continue
@@ -122,10 +131,9 @@ class AdaptedModule(nn.Module):
     @property
     def drops(self) -> tuple[float, float]:
         """Probabilities of dropout and drop-path of the deltas, here and now."""
-        adapter = next(iter(self.adapters.values()), None)
-        if adapter is None or not self.training:
-            return 0.0, 0.0
-        return adapter.dropout, adapter.drop_path
+        for _, adapter in self._named_adapters() if self.training else ():
+            return adapter.dropout, adapter.drop_path
+        return 0.0, 0.0
 
     @property
     def live(self) -> bool:
@@ -166,7 +174,7 @@ class AdaptedModule(nn.Module):
 
     def _seen(self) -> list[tuple[int, int, bool]]:
         tensors: list[Tensor] = [self.base_weight]
-        for adapter in self.adapters.values():
+        for _, adapter in self._named_adapters():
             tensors += [*adapter.params, adapter.sparsity]
         return [(t.data_ptr(), t._version, t.requires_grad) for t in tensors]
 
@@ -178,8 +186,7 @@ class AdaptedModule(nn.Module):
         return entry[1]
 
     def _forget(self) -> None:
-        self._cache: dict[Any, tuple[Any, Any]] = {}
-        self._shared: tuple[Any, Any] = (None, None)
+        self._cache, self._shared = {}, (None, None)
 
     def train(self, mode: bool = True) -> "AdaptedModule":
         self._forget()

@@ -1,5 +1,7 @@
 """Recomputing the outputs of GELU and LayerNorm in backward instead of keeping them."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..engine.precision import autocast_dtype
@@ -35,7 +37,7 @@ def disable_recompute(model: nn.Module) -> None:
             del module._forward_hooks[key]
 
 
-def _mark_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+def _mark_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
     if output.requires_grad and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         recipe = Recipe(module.forward, autocast_dtype(output.device.type))
         mark(output, recipe, inputs)

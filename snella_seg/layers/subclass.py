@@ -34,6 +34,5 @@ def _reduce(module: AdaptedModule, protocol: int) -> tuple[Any, ...]:
 
 
 def _rebuild(stock_class: type) -> AdaptedModule:
-    cls = adapted_class(stock_class)
-    made: AdaptedModule = cls.__new__(cls)
-    return made
+    cls: Any = adapted_class(stock_class)
+    return cls.__new__(cls)
