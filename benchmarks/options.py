@@ -1,4 +1,4 @@
-"""Command line options that both benchmarks share."""
+"""Command line options that the benchmarks share."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Plots of the tables: bars of one setting, curves over a swept value. Okabe and Ito's palette."""
+"""Curves over a swept value, in Okabe and Ito's palette."""
 
 from pathlib import Path
 
@@ -7,47 +7,25 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-#: Colour, marker and hatch by row, so that rows differ without colour as well.
+#: Colour, marker and whether dashed by row, so that rows differ without colour as well.
 STYLES = {
-    "reference": ("#D55E00", "o", ""),
-    "reference_reentrant": ("#E69F00", ">", ""),
-    "reference_sdpa": ("#D55E00", "o", "//"),
-    "reference_dropout": ("#D55E00", "o", ".."),
-    "merged": ("#0072B2", "s", ""),
-    "merged_recompute": ("#0072B2", "D", "//"),
-    "split": ("#56B4E9", "v", ""),
-    "lora": ("#009E73", "^", ""),
-    "lora_stock": ("#009E73", "<", "//"),
-    "full": ("#CC79A7", "P", ""),
-    "full_sdpa": ("#CC79A7", "X", "//"),
-    "frozen_stock": ("#999999", "h", ""),
-    "frozen": ("#999999", "d", "//"),
+    "reference": ("#D55E00", "o", False),
+    "reference_reentrant": ("#E69F00", ">", False),
+    "reference_sdpa": ("#D55E00", "o", True),
+    "reference_dropout": ("#D55E00", "o", True),
+    "merged": ("#0072B2", "s", False),
+    "merged_recompute": ("#0072B2", "D", True),
+    "split": ("#56B4E9", "v", False),
+    "lora": ("#009E73", "^", False),
+    "lora_ours": ("#009E73", "<", True),
+    "lora_stock": ("#009E73", "v", True),
+    "full": ("#CC79A7", "P", False),
+    "full_sdpa": ("#CC79A7", "X", True),
+    "frozen_stock": ("#999999", "h", False),
+    "frozen": ("#999999", "d", True),
 }
 PANELS = (("ms", 1, "time of a step, ms"), ("saved", 2**20, "saved for backward, MiB"),
           ("peak", 2**20, "peak of a step, MiB"))  # fmt: skip
-
-
-def bars(rows: list[dict], title: str, path: Path) -> None:
-    """Time, saved bytes and peak of all rows of one table."""
-    rows = [row for row in rows if row.get("ms")][::-1]
-    if not rows:
-        return
-    figure, axes = plt.subplots(
-        1, 3, figsize=(12, 1.2 + 0.32 * len(rows)), sharey=True, layout="constrained"
-    )
-    labels = [row["label"] for row in rows]
-    for axis, (key, unit, heading) in zip(axes, PANELS, strict=True):
-        values = [row[key] / unit for row in rows]
-        drawn = axis.barh(labels, values, edgecolor="white")
-        for bar, row in zip(drawn, rows, strict=True):
-            colour, _, hatch = STYLES[row["key"]]
-            bar.set(facecolor=colour, hatch=hatch)
-        axis.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8)
-        axis.margins(x=0.15)
-        axis.set_xlabel(heading)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    _save(figure, path)
 
 
 def curves(rows: list[dict], over: str, title: str, path: Path) -> None:
@@ -62,13 +40,13 @@ def curves(rows: list[dict], over: str, title: str, path: Path) -> None:
                 if row["key"] == key and row.get("ms")
             ]
             if points:
-                colour, marker, hatch = STYLES[key]
+                colour, marker, dashed = STYLES[key]
                 label = next(row["label"] for row in rows if row["key"] == key)
                 axis.plot(
                     *zip(*sorted(points), strict=True),
                     color=colour,
                     marker=marker,
-                    linestyle="--" if hatch else "-",
+                    linestyle="--" if dashed else "-",
                     label=label,
                 )
         axis.set(xscale="log", yscale="log", xlabel=over, ylabel=heading)

@@ -3,15 +3,14 @@
 One layer, one ViT-B block and whole UperNet models, tuned by SNELLA as its reference computes it,
 by this package, by LoRA (peft), fully, or not at all; and what the competition between weights and
 between matrices adds. All rows of a table are built in one process and their timed steps are
-interleaved; times are medians. Tables, plots and raw figures go to ``docs/benchmarks``, after each
-table.
+interleaved; times are medians. Tables go to ``docs/benchmarks``, after each of them; the raw
+figures beside them are not versioned: without them a page begins anew.
 """
 
 import copy
 import functools
 
 import options
-import plots
 import torch
 from baselines import peft_missing
 from cases import Setting, block_case, linear_case, make_blocks
@@ -47,6 +46,8 @@ quartiles, ratios are medians of the ratios within a round.
   again in backward.
 - *stock attention*: mmcv's call of nn.MultiheadAttention, which builds the attention matrix, or
   Swin's WindowMSA; *SDPA*: scaled_dot_product_attention, which ours uses.
+- *LoRA (peft)* and *LoRA, ours*: rank 32 at the same sites, B filled with small random values, and
+  the same attention.
 - *frozen*: in a layer or block gradients pass through to the input; in a whole model only the heads
   train, so no gradient enters the backbone.
 
@@ -97,7 +98,7 @@ class Bench:
             getattr(self, section)()
 
     def table(self, section: str, name: str, cases: list[Case], **more) -> None:
-        """Measure the cases and add the table and its plot."""
+        """Measure the cases and add the table."""
         whole = section == "model"
         rounds = self.args.model_rounds if whole else self.args.rounds
         # A whole model's first step on a CPU is the recorded one; AdamW's state is there already.
@@ -105,7 +106,6 @@ class Bench:
         rows = measure(cases, rounds, self.args.device, warmup)
         compare(rows)
         heading = SECTIONS[section]
-        plots.bars(rows, f"{heading}: {name}", self.report.image(heading, name))
         note = " ".join(filter(None, [f"{rounds} rounds.", more.get("note"), self.missing]))
         self.report.add(heading, name, [*COLUMNS, *more.get("columns", [])], rows, note)
 

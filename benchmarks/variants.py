@@ -7,7 +7,7 @@ from attention import plain_attention
 from baselines import add_lora, add_reference
 from torch import nn
 
-from snella_seg.inject import add_adapters, freeze_base
+from snella_seg.inject import add_adapters, freeze_base, get_method
 from snella_seg.layers import AdaptedMultiheadAttention
 from snella_seg.layers.recompute import enable_recompute
 
@@ -23,7 +23,7 @@ class Variant:
     Args:
         key: name in raw results and on the command line.
         label: name in tables.
-        method: 'reference', 'snella', 'lora', 'full' or 'frozen'.
+        method: 'reference', 'snella', 'lora' (peft's), 'lora_ours', 'full' or 'frozen'.
         fused: attention by ``scaled_dot_product_attention``; else as the stock module does it.
         recompute: GELU and LayerNorm outputs are recomputed in backward (SNELLA only).
         options: of the adapter.
@@ -70,6 +70,7 @@ VARIANTS = {
             options=PUBLISHED_DROPOUT,
         ),
         Variant("lora", "LoRA (peft), SDPA", "lora", fused=True),
+        Variant("lora_ours", "LoRA, ours, SDPA", "lora_ours", fused=True),
         Variant("lora_stock", "LoRA (peft), stock attention", "lora"),
         Variant("full", "full, stock attention", "full"),
         Variant("full_sdpa", "full, SDPA", "full", fused=True),
@@ -85,12 +86,13 @@ LINEAR = {
     "merged": "SNELLA, ours, merged",
     "split": "SNELLA, ours, split (dropout, drop-path)",
     "lora": "LoRA (peft)",
+    "lora_ours": "LoRA, ours",
     "full": "full",
     "frozen": "frozen",
 }
 BLOCK = [key for key in VARIANTS if key != "lora_stock"]
 MODEL = [
-    *("reference", "merged", "merged_recompute", "split", "lora"),
+    *("reference", "merged", "merged_recompute", "split", "lora", "lora_ours"),
     *("full", "full_sdpa", "frozen_stock", "frozen"),
 ]
 
@@ -103,9 +105,16 @@ def tune(model: nn.Module, variant: Variant, rank: int, targets="auto") -> nn.Mo
         rank: of the adapters or of LoRA.
         targets: for SNELLA, see :func:`snella_seg.inject.select_matrices`.
     """
-    if variant.method == "snella":
-        adapter = dict(rank=rank, heads=HEADS, initial_sparsity=SPARSITY, **variant.options)
-        add_adapters(model, adapter, targets)
+    if variant.method in ("snella", "lora_ours"):
+        if variant.method == "snella":
+            adapter = dict(rank=rank, heads=HEADS, initial_sparsity=SPARSITY, **variant.options)
+        else:
+            lora = get_method("lora")
+            adapter = dict(rank=rank, **lora.defaults, **lora.fixed)
+        adapters = add_adapters(model, adapter, targets)
+        if variant.method == "lora_ours":
+            for each in adapters.values():  # as peft's here: nothing multiplies with zeros
+                nn.init.normal_(each.out_factors, std=1e-3)
         freeze_base(model, trainable=[])
         for module in model.modules():
             if isinstance(module, AdaptedMultiheadAttention):
