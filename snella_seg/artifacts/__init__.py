@@ -5,7 +5,8 @@ from ..configs import require_mmseg
 require_mmseg()
 
 from ..models import find_wrapper, find_wrappers, strip_frozen, task_state  # noqa: E402
-from .adapter_file import AdapterFile, load_adapter, read_adapter, save_adapter  # noqa: E402
+from .adapter_file import AdapterFile, read_adapter, save_adapter  # noqa: E402
+from .adapter_loading import load_adapter  # noqa: E402
 from .compose import adapter_overlap, combine_adapters  # noqa: E402
 from .merging import (  # noqa: E402
     half_precision_loss,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..configs import find_file, type_name
@@ -22,15 +21,12 @@ from ..loading.files import load_safetensors, save_safetensors
 from ..loading.header import (
     FORMAT_VERSION,
     HEADER,
-    check_adapter_options,
     check_header,
     check_version,
-    differing_backbone,
     encode_header,
     make_header,
-    plain_config,
-    restore_tuples,
 )
+from ..loading.plain_config import plain_config, restore_tuples
 from ..models import find_wrapper, task_state
 from .config_trust import refuse_unknown_types
 
@@ -211,11 +207,11 @@ def read_adapter(path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
             was written, or holds NaN or infinite values; the message says which.
         ValueError: when something else is to be forced.
     """
-    path, force = Path(path), _forced(force)
-    return _checked(path, *load_safetensors(path), force)
+    path, force = Path(path), forced(force)
+    return checked(path, *load_safetensors(path), force)
 
 
-def _checked(
+def checked(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], force: set[str]
 ) -> AdapterFile:
     """An adapter file from what its safetensors file holds; see :func:`read_adapter`."""
@@ -249,71 +245,7 @@ def _checked(
     return AdapterFile(path, info, tensors)
 
 
-def load_adapter(model: nn.Module, path: str | Path, force: Iterable[str] = ()) -> AdapterFile:
-    """Load an adapter file into a segmentor of the same make; all of it or nothing.
-
-    The base is loaded from where the model's config says, unless it is there already, and must be
-    the one that the adapters were trained on.
-
-    Args:
-        model: a segmentor whose backbone is a SnellaBackbone.
-        path: the file.
-        force: see :func:`read_adapter`; ``'base'`` loads it onto another base.
-
-    Raises:
-        CheckpointError: on a wrong base, other options, missing, extra or misshapen tensors; and
-            as :func:`read_adapter`.
-    """
-    force = _forced(force)
-    file, (_, wrapper) = read_adapter(path, force), find_wrapper(model)
-    own, given, header = task_state(model), file.tensors, file.info["header"]
-    other = differing_backbone(wrapper.inner_config, header["backbone"])
-    if other:
-        raise CheckpointError(f"{path}: {other}")
-    check_adapter_options(wrapper, header)
-    heads = file.info["heads"]
-    expected = own if heads else {k: v for k, v in own.items() if k.startswith(file.info["prefix"])}
-    for what, names in (
-        ("misses", [name for name in expected if name not in given]),
-        ("holds what this model lacks,", [name for name in given if name not in expected]),
-    ):
-        if names:
-            raise CheckpointError(
-                f"{path} {what} {some(names)}. Use the config (targets, rank, heads) of its "
-                "training"
-            )
-    shapes = [
-        f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in given.items()
-        if value.shape != own[name].shape
-    ]
-    if shapes:
-        raise CheckpointError(
-            f"{path} does not fit this model: {some(shapes)}. Use the config of its training"
-        )
-    checks, wrapper.check_base = wrapper.check_base, "base" not in force
-    try:
-        model.load_state_dict(file.state_dict(), strict=heads)
-    finally:
-        wrapper.check_base = checks
-    return file
-
-
-@CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)
-def load_from_safetensors(filename: str, map_location=None) -> dict:
-    """Let mmengine read adapter files, and plain weights, as it reads .pth files.
-
-    So stock tools/test.py, ``load_from`` and ``init_model`` take an adapter file for a checkpoint.
-    """
-    tensors, metadata = load_safetensors(filename)
-    if metadata.get("format") != FORMAT:
-        return dict(state_dict=tensors, meta={})
-    file = _checked(Path(filename), tensors, metadata, set())
-    meta = dict(dataset_meta=file.info["metainfo"]) if file.info["metainfo"] else {}
-    return dict(state_dict=file.state_dict(), meta=meta)
-
-
-def _forced(force: Iterable[str]) -> set[str]:
+def forced(force: Iterable[str]) -> set[str]:
     force = {force} if isinstance(force, str) else set(force)
     unknown = force - set(FORCEABLE)
     if unknown:

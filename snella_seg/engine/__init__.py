@@ -5,8 +5,9 @@
 (``stack``: tiles on a CPU, Triton on a GPU, the rule itself), what is kept and what made again.
 """
 
+from .blocks import DeltaBlock
 from .product import adapted_linear, adapted_weight
-from .stack import DeltaBlock, merge_deltas
+from .stack import merge_deltas
 from .threshold_search import Bracket, find_threshold
 
 __all__ = [

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from .blocks import DeltaBlock
 from .branch import Branch
 from .recipe import Recipe
-from .stack import DeltaBlock
 
 
 @dataclass

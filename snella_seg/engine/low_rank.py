@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from ..functional import DeltaRule, linear_kernel
 from ..functional.kernels import get_kernel
 from ..functional.sparsify import full_factor, get_sparsifier
+from .blocks import DeltaBlock
 from .call import Call, flat, grouped
 from .precision import full_precision
-from .stack import DeltaBlock
 
 
 def is_low_rank(block: DeltaBlock) -> bool:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocks import DeltaBlock, MadeBlock
 from .branch import Branch
 from .call import Call, flat, grouped
 from .low_rank import is_low_rank, low_rank_linear
 from .precision import full_precision, merging_loses_deltas, product_dtype
 from .recipe import recipe_of
-from .stack import DeltaBlock, MadeBlock, merge_deltas, product_backward, weight_backward
+from .stack import merge_deltas, product_backward, weight_backward
 
 
 class _AdaptedLinear(torch.autograd.Function):

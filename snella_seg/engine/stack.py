@@ -1,121 +1,20 @@
 """The sparse deltas of one frozen weight: merged with it, and differentiated through a product.
 
 A weight may hold several matrices stacked by rows (the packed q, k and v of an attention); each
-is a :class:`DeltaBlock`. Who makes them is decided here, for forward and backward alike: on a CPU
-:mod:`~snella_seg.engine.tiles`, on a GPU :mod:`~snella_seg.engine.triton_delta`, and wherever these
-know nothing of a rule, the rule itself (:mod:`~snella_seg.engine.whole_delta`).
+is a :class:`~snella_seg.engine.blocks.DeltaBlock`. On a CPU they are made by
+:mod:`~snella_seg.engine.tiles`, on a GPU by :mod:`~snella_seg.engine.triton_delta`, and wherever
+these know nothing of a rule, by the rule itself (:mod:`~snella_seg.engine.whole_delta`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
 
 import torch
 from torch import Tensor
 
-from ..functional import DeltaRule
-from ..functional.delta import HALF
 from . import columns as cut
 from . import tiles, triton_delta, whole_delta
+from .blocks import DeltaBlock, MadeBlock, Maker, State, makers
 from .columns import Columns
-from .threshold_search import Bracket
-
-#: What making a delta leaves for backward, small: its threshold, then what its maker needs.
-State = tuple[Tensor | None, ...]
-
-
-class Maker(Enum):
-    """What makes a delta."""
-
-    TILES = "tiles"
-    TRITON = "triton"
-    WHOLE = "whole"
-
-
-@dataclass
-class DeltaBlock:
-    """The sparse delta of the rows ``start:stop`` of a weight, as the recipe that makes it.
-
-    Args:
-        start, stop: row range of the weight that this delta adds to.
-        rule: how it is made; a :class:`DeltaRule`, or anything that is called as one is.
-        sparsity: share of its entries that are zero, in [0, 1].
-        params: in_factors (H, in, r/H), out_factors (H, stop - start, r/H), then scalars; or
-            whatever the rule takes.
-        bracket: where its threshold was last time; kept by whoever makes blocks again and again.
-    """
-
-    start: int
-    stop: int
-    rule: DeltaRule
-    sparsity: float
-    params: tuple[Tensor, ...]
-    bracket: Bracket = field(default_factory=Bracket)
-
-    @property
-    def rows(self) -> slice:
-        """The row range of the weight."""
-        return slice(self.start, self.stop)
-
-    def with_params(self, params: tuple[Tensor, ...]) -> "DeltaBlock":
-        """The same block over other tensors of the same values."""
-        return replace(self, params=params)
-
-    @property
-    def working_dtype(self) -> torch.dtype:
-        """In which the delta is made: the factors' dtype, but single precision for half."""
-        dtype = self.params[0].dtype
-        return torch.float32 if dtype in HALF else dtype
-
-    @property
-    def by_triton(self) -> bool:
-        """Whether the Triton kernels make this delta."""
-        factors = self.params[0]
-        return (
-            factors.is_cuda
-            and factors.dtype != torch.float64
-            and isinstance(self.rule, DeltaRule)
-            and triton_delta.knows(self.rule)
-            and triton_delta.available(factors.device)
-        )
-
-
-@dataclass
-class MadeBlock:
-    """A block in backward: the state that making it left, and which parameters want gradients."""
-
-    block: DeltaBlock
-    state: State
-    needs: tuple[bool, ...]
-
-    @property
-    def threshold(self) -> float:
-        """What the state of every maker begins with."""
-        assert self.state[0] is not None
-        return float(self.state[0])
-
-    @property
-    def active(self) -> Tensor | None:
-        """Of a delta of tiles: the columns that hold non-zero weights, None for most or all."""
-        return self.state[1]
-
-
-def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
-    """What makes the delta of each block: the same whenever it is asked of the same blocks.
-
-    Tiles wait for the device at each tile and need the whole weight to be theirs, so they are for
-    CPUs, and for weights all of whose deltas can be made of parts.
-    """
-    tiled = all(
-        not block.params[0].is_cuda
-        and not block.by_triton
-        and isinstance(block.rule, DeltaRule)
-        and tiles.can_tile(block.rule)
-        for block in blocks
-    )
-    if tiled:
-        return [Maker.TILES] * len(blocks)
-    return [Maker.TRITON if block.by_triton else Maker.WHOLE for block in blocks]
 
 
 def _covered(blocks: Sequence[DeltaBlock], rows: int) -> bool:

@@ -12,7 +12,7 @@ from ..configs import type_name
 from ..inject import adapter_keys, add_adapters, freeze_base, get_method, settle
 from ..layers import disable_recompute, enable_recompute
 from ..loading import load_base, take_in
-from ..loading.header import plain_config
+from ..loading.plain_config import plain_config
 from .fused_attention import fuse_attention, restore_attention
 
 

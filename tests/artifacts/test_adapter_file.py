@@ -378,7 +378,7 @@ def test_a_config_that_is_inherited_needs_no_more(config_file, adapter_file):
 def test_mmengine_reads_the_file_once(adapter_file, monkeypatch):
     from mmengine.runner import CheckpointLoader
 
-    from snella_seg.artifacts import adapter_file as module
+    from snella_seg.artifacts import adapter_loading as module
 
     read, load = [], module.load_safetensors
     monkeypatch.setattr(module, "load_safetensors", lambda path: read.append(path) or load(path))

@@ -16,12 +16,8 @@ from snella_seg.artifacts import (
     remove_delta,
     save_delta,
 )
-from snella_seg.artifacts.sparse_delta import (
-    decode_positions,
-    encode_positions,
-    lower_bound,
-    position_bytes,
-)
+from snella_seg.artifacts.positions import decode_positions, encode_positions, lower_bound
+from snella_seg.artifacts.sparse_delta import position_bytes
 from snella_seg.loading import CheckpointError
 
 
