@@ -34,7 +34,7 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments and results of ``nn.MultiheadAttention``."""
         special = self.bias_k is not None or self.add_zero_attn or is_causal or query.ndim != 3
-        if special or self.in_proj_weight is None:  # rare: the stock forward
+        if special or not self._qkv_same_embed_dim:  # rare: the stock forward
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,

@@ -179,6 +179,17 @@ def test_a_weight_that_is_read_twice_in_a_forward_is_made_once(monkeypatch):
     assert len(made) == 3 and not torch.allclose(y, z)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_training_never_makes_a_whole_effective_weight(monkeypatch, fused):
+    def refuse(*_):
+        raise AssertionError("an effective weight was made in training")
+
+    _, block, _ = adapted()
+    block.attn.attn.returns_weights = not fused
+    monkeypatch.setattr(adapted_layers, "adapted_weight", refuse)
+    block(X).sum().backward()
+
+
 def test_deltas_are_made_once_in_eval_under_autocast(monkeypatch):
     made = []
     make = adapted_layers.merge_deltas
