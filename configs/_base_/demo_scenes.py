@@ -1,4 +1,4 @@
-# The embedded demo's generated scenes, 128x128, 10 classes (see snella_seg/demo/scenes.py).
+# The embedded demo's generated scenes, 128x128, 10 classes (see snella_seg/lab/demo/scenes.py).
 data_root = "data/snella_demo/scenes/target"
 metainfo = dict(
     classes=(

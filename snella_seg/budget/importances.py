@@ -19,8 +19,9 @@ class ImportanceTracker:
 
     Args:
         model: any model that carries adapters.
-        importance: ``'sensitivity'`` (I = |p * grad p| of the factors), ``'magnitude'`` (I = |p|)
-            or ``'frobenius'`` (the norm of the delta at the moment of competition; no history).
+        importance: ``'sensitivity'`` (``I = |p * grad p|`` of the factors), ``'magnitude'``
+            (``I = |p|``) or ``'frobenius'`` (the norm of the delta at the moment of competition;
+            no history).
         beta1: decay of the average.
         beta2: decay of the uncertainty.
 

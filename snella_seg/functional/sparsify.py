@@ -123,7 +123,7 @@ def apply_threshold(dense: Tensor, threshold: Tensor, mode: str) -> Tensor:
 def sparsify(dense: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
     """Zero out the small entries of a dense weight change K.
 
-    With t the ``sparsity``-quantile of |K| (:func:`quantile_threshold`):
+    With t the ``sparsity``-quantile of ``|K|`` (:func:`quantile_threshold`):
 
     - ``weighted``: ``K * |K| * 1[|K| > t]`` (the reference implementation, hence the published
       figures; near identity at the start since K is small)
