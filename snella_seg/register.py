@@ -5,3 +5,4 @@ In a config: ``custom_imports = dict(imports=['snella_seg.register'])``
 
 from . import hooks, models, optim  # noqa: F401
 from .artifacts import adapter_loading  # noqa: F401  mmengine then reads adapter files
+from .lab import shifts  # noqa: F401

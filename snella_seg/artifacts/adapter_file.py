@@ -60,9 +60,19 @@ class AdapterFile:
         return {**self.tensors, self.info["prefix"] + HEADER: header}
 
     def adapters(self) -> dict[str, Adapter]:
-        """Matrix name -> adapter, each on its own, in eval mode."""
+        """Matrix name -> adapter, each on its own, in eval mode.
+
+        Raises:
+            CheckpointError: when they do not fit their options, or cannot be apart from the model.
+        """
         header, made = self.info["header"], {}
-        adapter_class = get_method(header.get("method", "snella")).adapter_class
+        method = header.get("method", "snella")
+        adapter_class = get_method(method).adapter_class
+        if not adapter_class.stands_alone:
+            raise CheckpointError(
+                f"{self.path}: adapters of method {method!r} cannot be taken apart from their "
+                "model; load the file into a segmentor (tools/test.py, load_adapter)"
+            )
         for name, start in self._starts().items():
             state = {
                 k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)

@@ -33,13 +33,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="METHOD[:OPTION=VALUE,...]",
         help=f"such as snella:scale=0.3,rank=8; default: {' '.join(PUBLISHED)}",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (3)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="runs of each method (3); 0: choose rates only"
+    )
     parser.add_argument(
         "--lrs",
         nargs="+",
         type=float,
         default=(),
-        help="choose the learning rate of what each method trains in the backbone among these",
+        help="choose the learning rate of what each method trains in the backbone among these, "
+        "and beyond while the best is the first or the last",
     )
     parser.add_argument(
         "--head-lrs",
@@ -64,6 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--iters", type=int, help="length of a run, its schedule scaled along")
     parser.add_argument("--search-iters", type=int, help="length of a run that judges a rate")
+    parser.add_argument("--search-seeds", type=int, default=1, help="runs that judge a rate (1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--work-dir", help="default: work_dirs/compare_CONFIG")
     parser.add_argument(

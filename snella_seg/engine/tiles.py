@@ -74,7 +74,9 @@ def tiles_of(params: tuple[Tensor, ...], rule: DeltaRule) -> Tiles:
 
 def can_tile(rule: DeltaRule) -> bool:
     """Whether a delta may be made of parts."""
-    return get_kernel(rule.kernel).columnwise and get_sparsifier(rule.sparsifier).elementwise
+    sparsifier = get_sparsifier(rule.sparsifier)
+    parts = get_kernel(rule.kernel).columnwise and sparsifier.elementwise
+    return parts and sparsifier.gradient is None
 
 
 def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tensor, Tensor]:

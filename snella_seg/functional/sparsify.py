@@ -42,11 +42,15 @@ class Sparsifier(NamedTuple):
         competes: whether it looks at the threshold at all; without, there is no sparsity to set.
         elementwise: whether an entry of the factor depends on that entry of K and the threshold
             alone, so that the delta may be made of parts.
+        gradient: what the gradient of K is multiplied with instead of the factor; None for the
+            factor itself. With one that does not vanish where the factor does, weights that are
+            left out go on learning (straight-through, arXiv 1308.3432).
     """
 
     factor: Callable[[Tensor, Tensor], Tensor]
     competes: bool
     elementwise: bool
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 #: Name -> sparsifier; :func:`register_sparsifier` adds to it.
@@ -58,6 +62,7 @@ def register_sparsifier(
     function: Callable[[Tensor, Tensor], Tensor],
     competes: bool = True,
     elementwise: bool | None = None,
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Let ``sparsifier=name`` stand for a function, in training and wherever deltas are made.
 
@@ -69,6 +74,8 @@ def register_sparsifier(
         elementwise: whether an entry of the factor depends on that entry of K and the threshold
             alone. Then large matrices are made in parts, which saves memory. None finds out on a
             small random matrix.
+        gradient: ``gradient(dense, threshold)``, with which the gradient of K is multiplied; None
+            for the factor itself.
 
     Raises:
         ValueError: on a name that is taken, or a function that does not return K's shape.
@@ -77,7 +84,7 @@ def register_sparsifier(
         raise ValueError(f"a sparsifier {name!r} is registered already; choose another name")
     if elementwise is None:
         elementwise = _is_elementwise(function)
-    SPARSIFIERS[name] = Sparsifier(function, competes, elementwise)
+    SPARSIFIERS[name] = Sparsifier(function, competes, elementwise, gradient)
 
 
 def get_sparsifier(name: str) -> Sparsifier:
@@ -117,7 +124,10 @@ def apply_threshold(dense: Tensor, threshold: Tensor, mode: str) -> Tensor:
     sparsifier = get_sparsifier(mode)
     with torch.no_grad():
         factor = sparsifier.factor(dense, threshold)
-    return dense * factor
+        through = sparsifier.gradient and sparsifier.gradient(dense, threshold)
+    if through is None:
+        return dense * factor
+    return dense.detach() * factor + (dense - dense.detach()) * through
 
 
 def sparsify(dense: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:

@@ -36,24 +36,24 @@ def make_adapters(
     options = dict(adapter or {})
     known = adapter_options(adapter_class)
     for key in options:
-        if key not in known:
+        if known is not None and key not in known:
             raise ValueError(f"unknown adapter option {key!r}{near_matches(key, known)}")
-    made = {}
-    for matrix in select_matrices(model, targets):
+    matrices = {matrix.name: matrix for matrix in select_matrices(model, targets)}
+    shapes = {name: (m.stop - m.start, m.in_features) for name, m in matrices.items()}
+    made = adapter_class.for_shapes(shapes, **options)
+    for name, matrix in matrices.items():
         module, _, weight_name = matrix.weight.rpartition(".")
         weight = model.get_submodule(module)._parameters[weight_name]
-        new = adapter_class(matrix.in_features, matrix.stop - matrix.start, **options)
-        made[matrix.name] = new.to(
-            weight.device, torch.float64 if weight.dtype == torch.float64 else None
-        )
-    if not made:
-        adapter_class(1, 1, **options)  # refuses bad options where nothing is adapted, too
+        made[name].to(weight.device, torch.float64 if weight.dtype == torch.float64 else None)
     return made
 
 
-def adapter_options(adapter_class: type[Adapter] = SnellaAdapter) -> list[str]:
-    """Names of the arguments of an adapter's class, without those of the matrix."""
-    return [*inspect.signature(adapter_class).parameters][2:]
+def adapter_options(adapter_class: type[Adapter] = SnellaAdapter) -> list[str] | None:
+    """Names of the arguments of an adapter's class, without those of the matrix; None for any."""
+    parameters = inspect.signature(adapter_class).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return [*parameters][2:]
 
 
 def attach_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
@@ -175,7 +175,7 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in ours}
 
 
-_ADAPTER_KEY = re.compile(r"(^|\.)adapters\.[^.]+\.[^.]+$")
+_ADAPTER_KEY = re.compile(r"(^|\.)adapters\.[^.]+\.([^.]+|layer\..+)$")
 
 
 def is_adapter_key(name: str) -> bool:

@@ -22,7 +22,7 @@ def is_output_norm(name: str) -> bool:
 
 
 def freeze_base(model: nn.Module, trainable: str | Iterable[str] = "auto") -> None:
-    """Let only the adapters and the parameters that match ``trainable`` take gradients.
+    """Let only the parameters that match ``trainable`` take gradients, and what of adapters does.
 
     Args:
         model: the adapted backbone.
@@ -43,8 +43,8 @@ def freeze_base(model: nn.Module, trainable: str | Iterable[str] = "auto") -> No
             near = near_matches(pattern, {*base, *owners})
             raise ValueError(f"trainable {pattern!r} matches no parameter{near}")
     for name, parameter in model.named_parameters():
-        wanted = name in ours or any(covers(pattern, name) for pattern in patterns)
-        parameter.requires_grad_(wanted)
+        if name not in ours:
+            parameter.requires_grad_(any(covers(pattern, name) for pattern in patterns))
 
 
 def covers(pattern: str, name: str) -> bool:

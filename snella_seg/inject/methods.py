@@ -6,11 +6,12 @@ where its deltas are made otherwise.
 """
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..layers import Adapter, SnellaAdapter
+from ..layers import Adapter, PeftAdapter, SnellaAdapter
 from .freeze import OUTPUT_NORMS
 
 ALLOCATIONS = ("competition", "uniform", "fixed")
@@ -82,6 +83,13 @@ METHODS = {
         "the distance kernel, the same sparsity in all matrices (arXiv 2411.01800)",
         fixed=dict(kernel="distance", sparsifier="soft"),
         allocation="fixed",
+    ),
+    "peft": Method(
+        "PEFT",
+        "a tuner of Hugging Face's PEFT on the same matrices, as config='ShiraConfig'",
+        foreign=tuple(inspect.signature(SnellaAdapter).parameters)[2:],
+        allocation=None,
+        adapter_class=PeftAdapter,
     ),
     "snella": Method("SNELLA", "adapters whose matrices compete (arXiv 2510.24037)"),
 }

@@ -4,6 +4,7 @@ from .adapter import Adapter, SnellaAdapter
 from .attention import AdaptedMultiheadAttention, FusedMultiheadAttention
 from .linear import AdaptedLinear
 from .module import AdaptedModule
+from .peft_adapter import PeftAdapter
 from .recompute import disable_recompute, enable_recompute
 from .subclass import adapted_class
 
@@ -13,6 +14,7 @@ __all__ = [
     "AdaptedMultiheadAttention",
     "Adapter",
     "FusedMultiheadAttention",
+    "PeftAdapter",
     "SnellaAdapter",
     "adapted_class",
     "disable_recompute",

@@ -1,7 +1,7 @@
 """The learnable part of one adapted matrix."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Adapter(nn.Module):
     """
 
     rule: DeltaRule
+    #: Whether it computes the product of its rows by itself (:meth:`product`) in training.
+    computes_product = False
+    #: Whether its delta can be made without the weight that it changes.
+    stands_alone = True
 
     def __init__(
         self,
@@ -56,10 +60,32 @@ class Adapter(nn.Module):
         self.register_buffer("sparsity", torch.tensor(initial_sparsity, dtype=torch.float64))
         self._sparsity_read: tuple[tuple[int, int] | None, float] = (None, 0.0)
 
+    @classmethod
+    def for_shapes(
+        cls, shapes: Mapping[str, tuple[int, int]], **options: Any
+    ) -> dict[str, "Adapter"]:
+        """Make the adapters of several matrices, name -> (out, in), which may share something."""
+        if not shapes:
+            cls(1, 1, **options)  # refuses bad options where nothing is adapted, too
+        return {name: cls(columns, rows, **options) for name, (rows, columns) in shapes.items()}
+
     @property
     def params(self) -> tuple[Tensor, ...]:
         """All learnable tensors, in the order in which the rule takes them."""
         raise NotImplementedError
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``x`` (..., in) times the adapted rows, for adapters that compute that by themselves.
+
+        Args:
+            x: the input.
+            weight: the frozen rows, (out, in).
+            bias: theirs, (out,), or None.
+        """
+        raise NotImplementedError
+
+    def see(self, weight: Tensor) -> None:
+        """Be told the frozen rows, (out, in), before the delta is made; most need not know."""
 
     @property
     def factors(self) -> tuple[nn.Parameter, ...]:

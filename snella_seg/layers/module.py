@@ -95,6 +95,7 @@ class AdaptedModule(nn.Module):
                     f"the adapter {name!r} is of the rows {first}:{last} of the weight, which lie "
                     f"only partly in {start}:{stop}; ask for whole matrices"
                 )
+            adapter.see(self.base_weight[first:last])
             blocks.append(adapter.delta_block(first - start, last - start))
         return blocks
 
@@ -115,6 +116,8 @@ class AdaptedModule(nn.Module):
         rows = slice(start, stop)
         if not self.adapters_enabled or not self.adapters:
             return F.linear(x, self.base_weight[rows], bias)
+        if self.live and self._computes_products:
+            return self._own_products(x, bias, start, stop)
         if self.live:
             weight = self.base_weight if start == 0 and stop is None else self.base_weight[rows]
             return adapted_linear(
@@ -127,6 +130,33 @@ class AdaptedModule(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             deltas = self._cached(dtype, lambda: self._deltas(dtype))[rows]
             return y + F.linear(x.to(dtype), deltas).to(y.dtype)
+
+    @property
+    def _computes_products(self) -> bool:
+        return any(adapter.computes_product for _, adapter in self._named_adapters())
+
+    def _own_products(self, x: Tensor, bias: Tensor | None, start: int, stop: int | None) -> Tensor:
+        """The product of rows whose adapters compute it, matrix by matrix."""
+        stop = len(self.base_weight) if stop is None else stop
+        parts, at = [], start
+        for first, last, adapter in sorted(
+            ((*self.adapter_rows[name], adapter) for name, adapter in self._named_adapters()),
+            key=lambda entry: entry[0],
+        ):
+            if last <= start or stop <= first:
+                continue
+            for begin, end, owner in ((at, first, None), (first, last, adapter)):
+                if begin < end:
+                    rows = self.base_weight[begin:end]
+                    part = None if bias is None else bias[begin - start : end - start]
+                    parts.append(
+                        F.linear(x, rows, part) if owner is None else owner.product(x, rows, part)
+                    )
+            at = last
+        if at < stop:
+            part = None if bias is None else bias[at - start : stop - start]
+            parts.append(F.linear(x, self.base_weight[at:stop], part))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     @property
     def drops(self) -> tuple[float, float]:

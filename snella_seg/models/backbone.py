@@ -29,7 +29,8 @@ class SnellaBackbone(BaseModule):
             SwinTransformer, or TIMMBackbone around a timm ViT or Swin.
         method: what is tuned, a name in :data:`snella_seg.inject.METHODS`: ``'snella'``, or what
             it is compared with (``'lora'``, ``'full'``, ``'frozen'`` ...). ``adapter``, ``targets``
-            and ``trainable`` that contradict it are refused.
+            and ``trainable`` that contradict it are refused. Or a dict of its name as ``type`` and
+            options of its adapters: ``dict(type='peft', config='ShiraConfig', r=32)``.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
         targets: ``'auto'`` (q, k, v, attention projection and both MLP layers of every block) or
@@ -72,7 +73,7 @@ class SnellaBackbone(BaseModule):
     def __init__(
         self,
         backbone: dict | None = None,
-        method: str = "snella",
+        method: str | dict = "snella",
         adapter: dict | None = None,
         targets: str | Sequence[str] = "auto",
         trainable: str | Sequence[str] = "auto",
@@ -91,8 +92,9 @@ class SnellaBackbone(BaseModule):
                 "backbone: wrap a config with backbone=dict(_delete_=True, "
                 "type='SnellaBackbone', backbone={{_base_.model.backbone}})"
             )
-        self.method_name, self.method = method, get_method(method)
-        adapter, targets, trainable = settle(method, adapter, targets, trainable)
+        name, adapter = _name_and_options(method, adapter)
+        self.method_name, self.method = name, get_method(name)
+        adapter, targets, trainable = settle(name, adapter, targets, trainable)
         config = _inner_config(backbone, pretrained, init_cfg, base_checkpoint)
         self.inner_config = plain_config(config)
         self.backbone = MODELS.build(config)
@@ -159,6 +161,21 @@ class SnellaBackbone(BaseModule):
         for parameter in trained:  # Swin's frozen_stages would freeze adapters as well
             parameter.requires_grad_(True)
         return self
+
+
+def _name_and_options(method: str | dict, adapter: dict | None) -> tuple[str, dict | None]:
+    """The name of a method, and all options of its adapters."""
+    if not isinstance(method, dict):
+        return method, adapter
+    options = dict(method)
+    name = options.pop("type", None)
+    twice = [key for key in options if key in (adapter or {})]
+    if name is None or twice:
+        raise ValueError(
+            f"method={method!r} must be a name, or a dict with type and options that adapter does "
+            "not give as well"
+        )
+    return name, {**(adapter or {}), **options} or None
 
 
 def _checkpoints_blocks(backbone) -> bool:

@@ -42,7 +42,7 @@ def refused(outcome, *fragments: str) -> None:
 OPTIONS = {
     "kernel": (
         'model = dict(backbone=dict(adapter=dict(kernel="cubic")))',
-        "unknown kernel 'cubic'; choose one of distance, linear, mixed",
+        "unknown kernel 'cubic'; choose one of",
     ),
     "sparsifier": (
         'model = dict(backbone=dict(adapter=dict(sparsifier="top")))',

@@ -30,7 +30,7 @@ def gaussian(in_factors, out_factors, height, *, scale):
     return scale * height * torch.exp(-squares).sum(0)
 
 
-def centred(in_factors, out_factors, *, scale):
+def row_centred(in_factors, out_factors, *, scale):
     """A kernel whose columns depend on each other."""
     dense = scale * torch.cdist(out_factors, in_factors).sum(0)
     return dense - dense.mean(1, keepdim=True)
@@ -46,14 +46,20 @@ def relative(dense, threshold):
     return dense.abs() / dense.square().mean().sqrt() * (dense.abs() > threshold)
 
 
+def everywhere(dense, threshold):
+    """What the gradient is multiplied with, left-out weights included."""
+    return 1.0 + dense.abs()
+
+
 @pytest.fixture(autouse=True)
 def registered():
     tables = KERNELS, SPARSIFIERS
     before = [dict(table) for table in tables]
     register_kernel("gaussian", gaussian, {"height": 1.5})
-    register_kernel("centred", centred)
+    register_kernel("row_centred", row_centred)
     register_sparsifier("cubed", cubed)
     register_sparsifier("relative", relative)
+    register_sparsifier("through", cubed, gradient=everywhere)
     yield
     for table, entries in zip(tables, before, strict=True):
         table.clear()
@@ -66,9 +72,11 @@ RULES = [
     ("gaussian", "none"),
     ("mixed", "cubed"),
     ("linear", "cubed"),
-    ("centred", "soft"),
+    ("row_centred", "soft"),
     ("mixed", "relative"),
-    ("centred", "relative"),
+    ("row_centred", "relative"),
+    ("linear", "through"),
+    ("gaussian", "through"),
 ]
 
 
@@ -194,7 +202,7 @@ def test_learnable_scalars_come_with_the_kernel():
 def test_deltas_of_one_weight_may_be_made_in_different_ways():
     x, weight = problem()
     first, second = blocks_of("gaussian", "cubed")
-    other = blocks_of("centred", "relative")[1]
+    other = blocks_of("row_centred", "relative")[1]
     for blocks in ([first, other], [other]):
         inputs = [x, *(p for b in blocks for p in b.params)]
         expected = F.linear(x, plain_weight(weight, blocks))

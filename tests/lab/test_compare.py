@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 import snella_seg.register  # noqa: F401
 from snella_seg.inject import METHODS, list_adapters
 from snella_seg.lab.compare.plan import Run, run_config, split
+from snella_seg.lab.compare.rates import GROWTHS
 from snella_seg.lab.compare.statistics import (
     class_means,
     mean_curve,
@@ -159,7 +160,9 @@ def test_every_method_fits_a_config_that_spells_snella_out(method, tiny):
         trainable=["cls_token"],
     )
     tiny.custom_hooks[0].allocation = "uniform"
-    cfg = run_config(tiny, Run(method))
+    if method == "peft":
+        pytest.importorskip("peft")
+    cfg = run_config(tiny, Run("peft:config=LoraConfig,r=4" if method == "peft" else method))
     model = MODELS.build(cfg.model)
     adapters = list_adapters(model).values()
     assert len(adapters) == (4 if METHODS[method].adapts else 0)
@@ -203,7 +206,10 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
     done = tool(*options)
     assert done.code == 0, done.err
     study, folder = json.loads((tmp_path / "study/study.json").read_text()), tmp_path / "study"
-    assert [(r["method"], r["lr"]) for r in study["search"]] == [("snella", 1e-3), ("snella", 1e-2)]
+    assert [(r["method"], r["lr"]) for r in study["search"][:2]] == [
+        ("snella", 1e-3), ("snella", 1e-2)
+    ]  # fmt: skip
+    assert len(study["search"]) <= 2 + GROWTHS  # beyond, while the best is at the edge
     best = max(study["search"], key=lambda row: row["mIoU"])["lr"]
     found = [(r["method"], r["lr"], r["seed"]) for r in study["runs"]]
     assert found == [(m, r, s) for s in (0, 1) for m, r in (("frozen", None), ("snella", best))]
@@ -230,7 +236,7 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
     (cut / "result.json").unlink()
     done = tool(*options)
     assert done.code == 0
-    assert done.out.count("was there") == 5
+    assert done.out.count("was there") == len(study["search"]) + 3
     again = json.loads((folder / "study.json").read_text())
     assert [r["mIoU"] for r in again["runs"]] == [r["mIoU"] for r in study["runs"]]
 
@@ -253,5 +259,6 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, options, tmp_path):
 def test_bad_options(tool, tiny_config_file):
     done = tool("compare", tiny_config_file, "--methods", "loar")
     assert done.code == 1 and "unknown method 'loar'" in done.err
-    done = tool("compare", tiny_config_file, "--seeds", "0")
-    assert done.code == 1 and "seeds and jobs must be positive" in done.err
+    for seeds, message in (("-1", "seeds must not be negative"), ("0", "there is nothing to do")):
+        done = tool("compare", tiny_config_file, "--seeds", seeds)
+        assert done.code == 1 and message in done.err

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from threading import Lock
+from typing import IO
 
 from mmengine.config import Config
 
@@ -37,7 +39,7 @@ def execute(
         runs: what to train.
         config_of: gives the config of a run.
         folder: gets a folder for each run.
-        jobs: how many train side by side; they share the processor's cores.
+        jobs: how many train side by side, each on cores of its own.
         say: takes a line of progress.
 
     Returns:
@@ -52,10 +54,17 @@ def execute(
         _claim(folder / run.name, cfg)
     started, done, lock = time.monotonic(), 0, Lock()
     spent: list[float] = []
+    places: Queue[set[int]] = Queue()
+    for cores in share_cores(jobs):
+        places.put(cores)
 
     def train(run: Run) -> dict:
         nonlocal done
-        result, seconds = _train(folder / run.name, jobs)
+        cores = places.get()
+        try:
+            result, seconds = _train(folder / run.name, cores)
+        finally:
+            places.put(cores)
         with lock:
             done += 1
             if seconds is not None:
@@ -91,31 +100,51 @@ def _claim(folder: Path, cfg: Config) -> None:
         )
 
 
-def _train(folder: Path, jobs: int) -> tuple[dict, float | None]:
+def share_cores(jobs: int) -> list[set[int]]:
+    """Which cores each of several jobs may use: their own, or all where cores are too few."""
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // jobs
+    if not each:
+        return [set(cores)] * jobs
+    return [set(cores[i * each : (i + 1) * each]) for i in range(jobs)]
+
+
+def _train(folder: Path, cores: set[int]) -> tuple[dict, float | None]:
     """Train what a folder's config says; return results and seconds, None where it was there."""
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text()), None
     started = time.monotonic()
     command = [sys.executable, tool("train.py"), folder / _CONFIG, "--work-dir", folder, "--resume"]
+    resumed = any(folder.glob("*.pth"))
     with open(folder / "train.log", "ab") as log:
-        ended = subprocess.run(
-            list(map(str, command)), stdout=log, stderr=log, env=_environment(jobs)
-        )
+        code, cpu_seconds = _run(list(map(str, command)), log, cores)
     seconds = time.monotonic() - started
-    if ended.returncode != 0:
+    if code != 0:
         lines = (folder / "train.log").read_text(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else "no output"
-        return {"error": f"exit status {ended.returncode}: {reason}"[:300]}, seconds
+        return {"error": f"exit status {code}: {reason}"[:300]}, seconds
     try:
         result = read_run(folder)
     except RunFailed as error:
         return {"error": str(error)}, seconds
+    result["cpu_seconds"] = None if resumed else cpu_seconds
     write_text(folder / RESULT, json.dumps(result, indent=1))
     return result, seconds
 
 
-def _environment(jobs: int) -> dict[str, str]:
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    return environment
+def _run(command: list[str], log: IO[bytes], cores: set[int]) -> tuple[int, float | None]:
+    """Run a command on some cores; return its exit status and its CPU time, where that is known."""
+    with subprocess.Popen(command, stdout=log, stderr=log, env=_environment(len(cores))) as process:
+        if cores:
+            os.sched_setaffinity(process.pid, cores)
+        if not hasattr(os, "wait4"):
+            return process.wait(), None
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
+
+
+def _environment(cores: int) -> dict[str, str]:
+    return {**({"OMP_NUM_THREADS": str(cores)} if cores else {}), **os.environ}

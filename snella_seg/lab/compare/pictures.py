@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..style import MARKERS, OKABE_ITO, clean, new_figure, save_figure
+from .rates import mean_scores
 from .statistics import by_method, class_means, mean_curve, mean_spread
 from .variant import Variant
 
@@ -105,12 +106,17 @@ def draw_classes(rows: list[dict], reference: str, path: Path) -> Path:
 
 def draw_search(rows: list[dict], path: Path) -> Path:
     """mIoU on the held-out training images over the learning rate."""
-    methods = by_method(rows)
+    methods: dict[str, list[dict]] = {}
+    for row in rows:
+        methods.setdefault(row["method"], []).append(row)
     figure = new_figure(7.5, 4.6)
     axis = figure.subplots()
     for name, group in methods.items():
         key = "lr" if group[0]["lr"] is not None else "head_lr"
-        points = sorted((row[key], row["mIoU"]) for row in group)
+        means = mean_scores(group, key).items()
+        points = [(rate, mean) for rate, mean in means if mean is not None]
+        if not points:
+            continue
         style = look(name, list(methods))
         if key == "head_lr":
             style["label"] += " (rate of the heads)"

@@ -83,6 +83,7 @@ def run_config(base: Config, run: Run, holdout: float = 0.2, iters: int | None =
         checkpoint.update(max_keep_ckpts=1, save_best=None)
     for name in ("val_evaluator", "test_evaluator"):
         report_classes(cfg.get(name))
+    cfg.val_evaluator = [*_listed(cfg.val_evaluator), dict(type="CalibrationMetric")]
     record_scalars(cfg)
     return cfg
 
@@ -144,16 +145,21 @@ def hold_out(cfg: Config, share: float) -> None:
     The training set is cut into five stretches, in its order, and the end of each is held out:
     neighbouring frames of a video seldom part.
 
+    A dataset of some images only (``indices``, a list) is cut likewise.
+
     Raises:
         ValueError: on a share that leaves one of the two empty, or a wrapped dataset.
     """
     dataset = cfg.train_dataloader.dataset
-    if "data_prefix" not in dataset or "indices" in dataset:
+    chosen = dataset.get("indices")
+    if "data_prefix" not in dataset or not (chosen is None or isinstance(chosen, list)):
         raise ValueError(
             "learning rates are chosen on a part of the training images, which needs a plain "
             f"dataset in train_dataloader, got {type_name(dataset)}; give --lr METHOD=RATE instead"
         )
     training, held = split(count_images(dataset), share)
+    if chosen is not None:
+        training, held = ([chosen[i] for i in part] for part in (training, held))
     pipeline = cfg.val_dataloader.dataset.pipeline
     cfg.val_dataloader.dataset = copy.deepcopy(dataset)
     cfg.val_dataloader.dataset.pipeline = copy.deepcopy(pipeline)
@@ -185,9 +191,13 @@ def count_images(dataset: dict) -> int:
 
 def report_classes(evaluators) -> None:
     """Let IoUMetric also report the IoU of each class."""
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+    for evaluator in _listed(evaluators):
         if type_name(evaluator) == "IoUMetric":
             evaluator["type"] = "ClassIoUMetric"
+
+
+def _listed(evaluators) -> list:
+    return list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
 
 
 def record_scalars(cfg: Config) -> None:

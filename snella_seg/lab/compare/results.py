@@ -18,7 +18,8 @@ def read_run(folder: Path) -> dict:
     """The results of the training in a work dir.
 
     Returns:
-        ``mIoU`` of the last validation in percent; ``classes``, IoU by class in percent;
+        ``mIoU`` of the last validation in percent; ``classes``, IoU by class in percent; ``NLL``
+        and ``ECE`` of it (:class:`snella_seg.models.CalibrationMetric`) or None;
         ``validations``, pairs of step and mIoU; ``losses``, pairs of iteration and loss;
         ``seconds``, the median of the logged seconds per iteration; ``checkpoint``, its size in
         bytes; ``allocation``, the last line of ``sparsity_history.jsonl``, or None.
@@ -41,6 +42,8 @@ def read_run(folder: Path) -> dict:
     return {
         "mIoU": last["mIoU"],
         "classes": {k.removeprefix("IoU/"): v for k, v in last.items() if k.startswith("IoU/")},
+        "NLL": last.get("NLL"),
+        "ECE": last.get("ECE"),
         "validations": [(line["step"], line["mIoU"]) for line in validations],
         "losses": losses,
         "seconds": times[len(times) // 2] if times else None,

@@ -11,14 +11,11 @@ from ...loading import write_text
 from .cost import measure_costs
 from .execute import execute
 from .plan import Run, run_config
+from .rates import ComparisonFailed, choose_rates
 from .study_report import environment, write_study_report
 from .variant import Variant
 
 STUDY = "study.json"
-
-
-class ComparisonFailed(RuntimeError):
-    """A comparison some of whose runs failed."""
 
 
 def compare(
@@ -32,6 +29,7 @@ def compare(
     holdout: float = 0.2,
     iters: int | None = None,
     search_iters: int | None = None,
+    search_seeds: int = 1,
     jobs: int = 1,
     work_dir: str | None = None,
     cost_rounds: int = 3,
@@ -42,17 +40,19 @@ def compare(
 
     Learning rates are those of the config, given (``lr``), or chosen for each method among
     ``lrs`` by the mIoU on training images that were held out; the validation images have no part
-    in that. The best of ``head_lrs`` with a frozen backbone is used by all methods.
+    in that. While the best rate is the first or the last, the grid goes on beyond it, by the same
+    factor. The best of ``head_lrs`` with a frozen backbone is used by all methods.
 
     Args:
         cfg: a config whose backbone is a SnellaBackbone, fitted to the machine, its data at hand.
         config: its path, for the report.
         methods: names in :data:`snella_seg.inject.METHODS`, maybe with options, as in
             ``snella:scale=0.3`` (:class:`snella_seg.lab.compare.variant.Variant`).
-        seeds: runs of each method, with seeds from 0.
+        seeds: runs of each method, with seeds from 0; 0 ends with the choice of rates.
         lrs, head_lrs, lr, holdout: see above.
         iters: length of a run; None for that of the config.
         search_iters: length of the runs that judge learning rates; None for ``iters``.
+        search_seeds: runs that judge each rate, by their mean.
         jobs: trainings side by side.
         work_dir: where all is kept; a comparison that was cut off goes on there.
         cost_rounds: how often time and memory of each method are measured; 0 for not at all.
@@ -72,8 +72,13 @@ def compare(
     unused = [method for method in lr if method not in methods]
     if unused:
         raise ValueError(f"a learning rate is given for {unused[0]}, which is not compared")
-    if seeds < 1 or jobs < 1:
-        raise ValueError(f"seeds and jobs must be positive, got {seeds} and {jobs}")
+    if seeds < 0 or min(jobs, search_seeds) < 1:
+        raise ValueError(
+            "seeds must not be negative, jobs and search_seeds must be positive, got "
+            f"{seeds}, {jobs} and {search_seeds}"
+        )
+    if not (seeds or lrs or head_lrs):
+        raise ValueError("there is nothing to do: give seeds, or learning rates to choose from")
     folder = Path(work_dir or Path("work_dirs") / f"compare_{Path(config).stem}")
     study = {
         "config": str(config),
@@ -104,27 +109,39 @@ def compare(
         study["search"] += found
         return found
 
+    def judge(pairs: list[tuple[str, float]], head_lr: float | None = None) -> list[dict]:
+        """Runs that judge learning rates: of the heads for a frozen backbone, else of a method."""
+        return search(
+            [
+                Run(method, rate, head_lr, seed, search=True)
+                if method != "frozen"
+                else Run(method, None, rate, seed, search=True)
+                for method, rate in pairs
+                for seed in range(search_seeds)
+            ]
+        )
+
     head_lr = None
     if head_lrs:
         say(f"learning rate of the heads: {', '.join(f'{rate:g}' for rate in head_lrs)}")
-        head_lr = _best(search([Run("frozen", None, rate, search=True) for rate in head_lrs]))[
-            "head_lr"
-        ]
+        asked = [("frozen", rate) for rate in head_lrs]
+        head_lr = choose_rates(asked, judge, "head_lr")["frozen"]
         say(f"heads: {head_lr:g}")
     searched = [m for m in methods if m not in lr and m != "frozen"] if lrs else []
     if searched:
-        rows = search([Run(m, rate, head_lr, search=True) for m in searched for rate in lrs])
-        for method in searched:
-            lr[method] = _best([row for row in rows if row["method"] == method])["lr"]
-            say(f"{method}: {lr[method]:g}")
+        asked = [(method, rate) for method in searched for rate in lrs]
+        chosen = choose_rates(asked, lambda pairs: judge(pairs, head_lr), "lr")
+        for method, rate in chosen.items():
+            say(f"{method}: {rate:g}")
+        lr.update(chosen)
     runs = [Run(m, lr.get(m), head_lr, seed) for seed in range(seeds) for m in methods]
     study["runs"] = [_row(run, result) for run, result in train(runs).items()]
-    if cost_rounds:
+    if cost_rounds and runs:
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
         study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)
     write_text(folder / STUDY, json.dumps(study, indent=1))
     say(f"report: {write_study_report(study, folder)}")
-    failed = [row for row in study["search"] + study["runs"] if "error" in row]
+    failed = [row for row in study["runs"] if "error" in row]
     if failed:
         raise ComparisonFailed(
             f"{len(failed)} runs failed, the first: {failed[0]['folder']}: {failed[0]['error']}"
@@ -148,18 +165,3 @@ def _row(run: Run, result: dict) -> dict:
         "folder": run.name,
         **result,
     }
-
-
-def _best(rows: list[dict]) -> dict:
-    """The run with the best mIoU.
-
-    Raises:
-        ComparisonFailed: when all of them failed.
-    """
-    good = [row for row in rows if "error" not in row]
-    if not good:
-        raise ComparisonFailed(
-            f"all runs of {rows[0]['method']} that judge its learning rate failed, the first: "
-            f"{rows[0]['error']}"
-        )
-    return max(good, key=lambda row: row["mIoU"])

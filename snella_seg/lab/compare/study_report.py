@@ -2,6 +2,7 @@
 
 import os
 import platform
+import statistics
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from ..document import Document, Section
 from ..text import size
 from . import pictures as plots
+from .rates import mean_scores
 from .statistics import by_method, class_means, confidence, mean_spread, paired_difference
 from .variant import Variant
 
@@ -25,11 +27,11 @@ def write_study_report(study: dict, folder: Path) -> Path:
     Raises:
         ValueError: when no run of the study has ended well.
     """
-    methods = by_method(study["runs"])
-    if not methods:
+    if not by_method(study["runs"] or study["search"]):
         raise ValueError("no run of the comparison has ended well: there is nothing to report")
-    title = f"Comparison: {Path(study['config']).stem}"
-    sections = [*_scores(study, folder), *_classes(study, folder), *_costs(study, folder)]
+    title, sections = f"Comparison: {Path(study['config']).stem}", []
+    if study["runs"]:
+        sections = [*_scores(study, folder), *_classes(study, folder), *_costs(study, folder)]
     sections += [*_search(study, folder), *_failures(study)]
     return Document(title, _facts(study), sections).write(folder, "report.html")
 
@@ -73,8 +75,8 @@ def _scores(study: dict, folder: Path) -> list[Section]:
     """The main table with its picture, and the curves."""
     methods, costs = by_method(study["runs"]), study.get("costs", {})
     header = [
-        "method", "mIoU, %", "learning rate", "learnable in the backbone", "non-zero weights",
-        "checkpoint", "s / iteration", "peak memory",
+        "method", "mIoU, %", "NLL", "ECE, %", "learning rate", "learnable in the backbone",
+        "non-zero weights", "checkpoint", "CPU s of a run", "s / iteration", "peak memory",
     ]  # fmt: skip
     rows = []
     for name, group in methods.items():
@@ -83,10 +85,13 @@ def _scores(study: dict, folder: Path) -> list[Section]:
         rows.append([
             Variant.parse(name).label,
             _mean_text([row["mIoU"] for row in group]),
+            _mean_of(group, "NLL", "{:.3f}"),
+            _mean_of(group, "ECE", "{:.1f}"),
             "-" if rate is None else f"{rate:g}",
             _number(cost.get("learnable")),
             _nonzero(group[0], cost),
             size(group[0]["checkpoint"]),
+            _mean_of(group, "cpu_seconds", "{:.0f}"),
             _or_dash(cost.get("seconds_per_iteration"), "{:.3f}"),
             _peak(cost),
         ])  # fmt: skip
@@ -177,28 +182,31 @@ def _costs(study: dict, folder: Path) -> list[Section]:
 
 
 def _search(study: dict, folder: Path) -> list[Section]:
-    good = [row for row in study["search"] if "error" not in row]
-    if not good:
+    rows = study["search"]
+    judged = [row for row in rows if row["lr"] is not None]
+    if not any("error" not in row for row in rows):
         return []
+    runs = max(1, len({row["seed"] for row in rows}))
     text = (
-        f"One run each, {study['search_schedule']}, trained on a part of the training images and "
-        f"validated on the other {study['holdout']:.0%} of them. The validation set has no part."
+        f"{'One run' if runs == 1 else f'Means of {runs} runs'} each, {study['search_schedule']}, "
+        "trained on a part of the training images and validated on the other "
+        f"{study['holdout']:.0%} of them. The validation set has no part. A rate one of whose runs "
+        "diverged has no figure."
     )
-    picture = plots.draw_search(good, folder / "search.png")
-    rates = sorted({row["lr"] for row in good if row["lr"] is not None})
-    rows = []
-    for name, group in by_method(good).items():
-        found = {row["lr"]: row["mIoU"] for row in group if row["lr"] is not None}
-        if found:
-            best = max(found, key=found.get)
-            cells = [
-                _or_dash(found.get(r), "{:.2f}") + (" (best)" if r == best else "") for r in rates
-            ]
-            rows.append([Variant.parse(name).label, *cells])
-    heads = ", ".join(f"{r['head_lr']:g}: {r['mIoU']:.2f}" for r in good if r["lr"] is None)
-    text += f" Rates of the heads, frozen backbone: {heads}." if heads else ""
-    header = ["method", *(f"{rate:g}" for rate in rates)]
-    return [Section("Choice of the learning rates", text, header, rows, picture)]
+    heads = mean_scores([row for row in rows if row["lr"] is None], "head_lr")
+    if heads:
+        told = ", ".join(f"{rate:g}: {_or_dash(mean, '{:.2f}')}" for rate, mean in heads.items())
+        text += f" Rates of the heads, frozen backbone: {told}."
+    rates = sorted({row["lr"] for row in judged})
+    header, table = ["method", *(f"{rate:g}" for rate in rates)], []
+    for name in dict.fromkeys(row["method"] for row in judged):
+        scores = mean_scores([row for row in judged if row["method"] == name], "lr")
+        best = max(scores, key=lambda rate: scores[rate] or 0.0)
+        cells = [_or_dash(scores.get(rate), "{:.2f}") for rate in rates]
+        cells[rates.index(best)] += " (best)"
+        table.append([Variant.parse(name).label, *cells])
+    picture = plots.draw_search(rows, folder / "search.png")
+    return [Section("Choice of the learning rates", text, header, table, picture)]
 
 
 def _failures(study: dict) -> list[Section]:
@@ -213,6 +221,12 @@ def _failures(study: dict) -> list[Section]:
 def _mean_text(values: list[float]) -> str:
     mean, spread = mean_spread(values)
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _mean_of(rows: list[dict], key: str, form: str) -> str:
+    """The mean of a figure that runs may lack."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return _or_dash(statistics.fmean(values) if values else None, form)
 
 
 def _nonzero(row: dict, cost: dict) -> str:

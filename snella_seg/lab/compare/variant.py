@@ -106,6 +106,8 @@ def _owner(text: str, method: Method, key: str) -> str:
         "adapter": adapter_options(method.adapter_class),
         "hook": [*inspect.signature(SparsityAllocationHook).parameters],
     }
+    if known["adapter"] is None:  # it takes any
+        return "adapter"
     for name, options in known.items():
         if key in options:
             return name
