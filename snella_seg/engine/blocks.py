@@ -88,8 +88,13 @@ class MadeBlock:
 
     @property
     def active(self) -> Tensor | None:
-        """Of a delta of tiles: the columns that hold non-zero weights, None for most or all."""
+        """Of a delta of tiles: the columns that are differentiated, None for most or all."""
         return self.state[1]
+
+    @property
+    def unit(self) -> float:
+        """Of a delta of tiles: what its factor has to be divided by."""
+        return 1.0 if self.state[2] is None else float(self.state[2])
 
 
 def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:

@@ -102,7 +102,9 @@ def product_backward(
     def use_merged(columns: slice, merged: Tensor) -> None:
         torch.mm(grad_y, merged.to(grad_y.dtype), out=grad_x[:, columns])
 
-    def use_sparse(rows: slice, columns: Tensor, kept: Tensor, factor: Tensor) -> None:
+    def use_sparse(
+        rows: slice, columns: Tensor, kept: Tensor, factor: Tensor, scale: float
+    ) -> None:
         change = tiles.sparse_product(grad_y[:, rows], kept, factor)
         grad_x.index_add_(1, columns, change, alpha=scale)
 
@@ -137,14 +139,14 @@ def _backward_tiled(
     scale: float,
     grad_delta: Callable[[slice, Columns, Tensor], Tensor],
     use_merged: Callable[[slice, Tensor], None] | None = None,
-    use_sparse: Callable[[slice, Tensor, Tensor, Tensor], None] | None = None,
+    use_sparse: Callable[[slice, Tensor, Tensor, Tensor, float], None] | None = None,
 ) -> list[Tensor | None]:
     """Make all deltas again, tile by tile, and the gradients of their parameters.
 
     ``grad_delta(rows, columns, factor)`` gives the gradient of a part of a delta, times its factor.
     ``use_merged(columns, merged)`` gets the merged weight of some columns, with the deltas of all
-    blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept, factor)`` gets
-    columns of the other deltas, those that hold non-zero weights only.
+    blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept,
+    factor, scale)`` gets columns of the other deltas, those that hold non-zero weights only.
     """
     matrices = [tiles.tiles_of(m.block.params, m.block.rule) for m in made]
 
@@ -159,9 +161,13 @@ def _backward_tiled(
     def differentiate(
         entry: MadeBlock, matrix: tiles.Tiles, tile: tiles.Tile, factor: Tensor
     ) -> None:
-        if any(entry.needs):
-            grad = grad_delta(entry.block.rows, tile.columns, factor)
-            matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
+        if not any(entry.needs):
+            return
+        sparsifier = entry.block.rule.sparsifier
+        through = tiles.gradient_factor(tile.dense, entry.threshold, sparsifier)
+        grad = grad_delta(entry.block.rows, tile.columns, factor if through is None else through)
+        entry_scale = scale / entry.unit
+        matrix.add_gradients(tile, grad if entry_scale == 1.0 else grad.mul_(entry_scale))
 
     pairs = list(zip(made, matrices, strict=True))
     dense = [pair for pair in pairs if pair[0].active is None]
@@ -179,7 +185,7 @@ def _backward_tiled(
             if merged is not None and use_merged is not None:
                 rows = entry.block.rows
                 base = None if weight is None else weight[rows, columns].to(kept.dtype)
-                tiles.write_rows(merged[rows], base, kept, factor, scale)
+                tiles.write_rows(merged[rows], base, kept, factor, scale / entry.unit)
                 if entry is dense[-1][0]:
                     use_merged(columns, merged)
                     merged = None
@@ -192,7 +198,7 @@ def _backward_tiled(
         for chosen in cut.column_parts(entry.active, tallest):
             tile, kept, factor = remake(entry, matrix, chosen)
             if use_sparse is not None:
-                use_sparse(entry.block.rows, chosen, kept, factor)
+                use_sparse(entry.block.rows, chosen, kept, factor, scale / entry.unit)
             differentiate(entry, matrix, tile, factor)
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
 

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from ..functional import DeltaRule, distance_kernel, linear_kernel, mixed_kernel
 from ..functional.kernels import get_kernel
-from ..functional.sparsify import full_factor, get_sparsifier, soft_factor, weighted_factor
+from ..functional.sparsify import (
+    full_factor,
+    get_sparsifier,
+    soft_factor,
+    unit_of,
+    weighted_factor,
+)
 from . import columns as cut
 from .autograd_tiles import AutogradTiles
 from .columns import Columns
@@ -74,13 +80,11 @@ def tiles_of(params: tuple[Tensor, ...], rule: DeltaRule) -> Tiles:
 
 def can_tile(rule: DeltaRule) -> bool:
     """Whether a delta may be made of parts."""
-    sparsifier = get_sparsifier(rule.sparsifier)
-    parts = get_kernel(rule.kernel).columnwise and sparsifier.elementwise
-    return parts and sparsifier.gradient is None
+    return get_kernel(rule.kernel).columnwise and get_sparsifier(rule.sparsifier).elementwise
 
 
 def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tensor, Tensor]:
-    """Return ``(k, f)`` with ``delta = k * f``, f being what the gradient holds constant."""
+    """Return ``(k, f)`` with ``delta = k * f / unit``, f being what the gradient holds constant."""
     factor = get_sparsifier(sparsifier).factor
     if factor is weighted_factor:
         kept = torch.nn.functional.hardshrink(dense, threshold)  # K where |K| > t
@@ -90,6 +94,12 @@ def split_factor(dense: Tensor, threshold: float, sparsifier: str) -> tuple[Tens
     if factor is full_factor:
         return dense, dense.new_ones(()).expand_as(dense)
     return dense, factor(dense, dense.new_tensor(threshold))
+
+
+def gradient_factor(dense: Tensor, threshold: float, sparsifier: str) -> Tensor | None:
+    """What the gradient of K is multiplied with, where that is not the factor itself."""
+    gradient = get_sparsifier(sparsifier).gradient
+    return None if gradient is None else gradient(dense, dense.new_tensor(threshold))
 
 
 def write_rows(
@@ -112,7 +122,7 @@ def write_delta(
     out: Tensor,
     base: Tensor | None = None,
     scale: float = 1.0,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Write ``base + scale * delta`` of one matrix into ``out``, both (out, in).
 
     Args:
@@ -125,15 +135,20 @@ def write_delta(
         scale: multiplies the delta.
 
     Returns:
-        The threshold (0-dim) and the indices of the columns that hold non-zero weights, or None
-        when those are most columns, or when chosen columns may come out with other bits.
+        The threshold (0-dim); the indices of the columns that hold non-zero weights, or None when
+        those are most columns, when others have a gradient too, or when chosen columns may come
+        out with other bits; and the root mean square of K (0-dim) where the factor is relative to
+        it.
     """
     matrix = tiles_of(params, rule)
+    sparsifier = get_sparsifier(rule.sparsifier)
     search = ThresholdSearch(out.numel(), sparsity, bracket) if rule.competes else None
     for columns in cut.column_tiles(*matrix.shape):
         dense = matrix.tile(columns, out[:, columns]).dense
         if search is not None:
             search.add(dense)
+    unit = unit_of(out) if sparsifier.relative else None
+    scale = scale if unit is None else scale / float(unit)
     threshold = rule.threshold(out, sparsity) if search is None else search.finish(out)
     limit = float(threshold)
     active = out.new_zeros(out.shape[1])
@@ -143,10 +158,10 @@ def write_delta(
         kept, factor = split_factor(out[rows], limit, rule.sparsifier)
         torch.maximum(active, _largest(factor, 0), out=active)
         write_rows(out[rows], None if base is None else base[rows], kept, factor, scale)
-    if isinstance(matrix, AutogradTiles):
-        return threshold, None
+    if isinstance(matrix, AutogradTiles) or sparsifier.gradient is not None:
+        return threshold, None, unit
     found = active.nonzero()[:, 0]
-    return threshold, found if len(found) <= GATHER * len(active) else None
+    return threshold, found if len(found) <= GATHER * len(active) else None, unit
 
 
 def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:

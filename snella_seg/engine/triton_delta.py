@@ -60,7 +60,8 @@ def available(device: torch.device) -> bool:
 def knows(rule: DeltaRule) -> bool:
     """Whether there are kernels for this way of making a delta."""
     kernel, sparsifier = get_kernel(rule.kernel), get_sparsifier(rule.sparsifier)
-    return kernel.function in MIXED and sparsifier.factor in MODES and not sparsifier.gradient
+    plain = not sparsifier.gradient and not sparsifier.relative
+    return kernel.function in MIXED and sparsifier.factor in MODES and plain
 
 
 class _Matrix:

@@ -45,12 +45,14 @@ class Sparsifier(NamedTuple):
         gradient: what the gradient of K is multiplied with instead of the factor; None for the
             factor itself. With one that does not vanish where the factor does, weights that are
             left out go on learning (straight-through, arXiv 1308.3432).
+        relative: whether the factor, and the gradient's, is divided by :func:`unit_of` K.
     """
 
     factor: Callable[[Tensor, Tensor], Tensor]
     competes: bool
     elementwise: bool
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    relative: bool = False
 
 
 #: Name -> sparsifier; :func:`register_sparsifier` adds to it.
@@ -63,6 +65,7 @@ def register_sparsifier(
     competes: bool = True,
     elementwise: bool | None = None,
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
+    relative: bool = False,
 ) -> None:
     """Let ``sparsifier=name`` stand for a function, in training and wherever deltas are made.
 
@@ -75,7 +78,8 @@ def register_sparsifier(
             alone. Then large matrices are made in parts, which saves memory. None finds out on a
             small random matrix.
         gradient: ``gradient(dense, threshold)``, with which the gradient of K is multiplied; None
-            for the factor itself.
+            for the factor itself; elementwise where the factor is.
+        relative: whether both are divided by the root mean square of K, held constant as they are.
 
     Raises:
         ValueError: on a name that is taken, or a function that does not return K's shape.
@@ -84,7 +88,7 @@ def register_sparsifier(
         raise ValueError(f"a sparsifier {name!r} is registered already; choose another name")
     if elementwise is None:
         elementwise = _is_elementwise(function)
-    SPARSIFIERS[name] = Sparsifier(function, competes, elementwise, gradient)
+    SPARSIFIERS[name] = Sparsifier(function, competes, elementwise, gradient, relative)
 
 
 def get_sparsifier(name: str) -> Sparsifier:
@@ -117,6 +121,16 @@ register_sparsifier("weighted", weighted_factor)
 register_sparsifier("soft", soft_factor)
 register_sparsifier("hard", hard_factor)
 register_sparsifier("none", full_factor, competes=False)
+register_sparsifier("normalised", weighted_factor, relative=True)
+register_sparsifier(
+    "normalised_through", weighted_factor, gradient=lambda k, t: k.abs(), relative=True
+)
+
+
+def unit_of(dense: Tensor) -> Tensor:
+    """The root mean square of K, 0-dim; the least positive number where K is zero."""
+    size = torch.linalg.vector_norm(dense) / dense.numel() ** 0.5
+    return size.clamp_min(torch.finfo(dense.dtype).tiny)
 
 
 def apply_threshold(dense: Tensor, threshold: Tensor, mode: str) -> Tensor:
@@ -125,6 +139,10 @@ def apply_threshold(dense: Tensor, threshold: Tensor, mode: str) -> Tensor:
     with torch.no_grad():
         factor = sparsifier.factor(dense, threshold)
         through = sparsifier.gradient and sparsifier.gradient(dense, threshold)
+        if sparsifier.relative:
+            unit = unit_of(dense)
+            factor = factor / unit
+            through = through if through is None else through / unit
     if through is None:
         return dense * factor
     return dense.detach() * factor + (dense - dense.detach()) * through
@@ -140,6 +158,10 @@ def sparsify(dense: Tensor, sparsity: float, mode: str = "weighted") -> Tensor:
     - ``soft``: ``K * max(|K| - t, 0)`` (SNELL, equation 5)
     - ``hard``: ``K * 1[|K| > t]``
     - ``none``: K, all of it; there is no competition
+    - ``normalised``: ``weighted`` divided by the root mean square of K over the matrix, so that the
+      delta grows with K and not with its square
+    - ``normalised_through``: the same, but the gradient of K is that of sparsity 0, so that weights
+      which are left out go on learning (straight-through, arXiv 1308.3432)
 
     The factor beside K is a constant in the gradient in all of them. Ties at t fall out.
 

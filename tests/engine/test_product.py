@@ -9,7 +9,14 @@ from snella_seg.engine.recipe import Recipe, mark
 from snella_seg.functional import DeltaRule
 
 
-def blocks_of(rows=((0, 6), (6, 12)), in_features=5, kernel="mixed", dtype=torch.float64):
+def blocks_of(
+    rows=((0, 6), (6, 12)),
+    in_features=5,
+    kernel="mixed",
+    dtype=torch.float64,
+    sparsifier="weighted",
+    sparsity=0.4,
+):
     """One block per row range, as q, k and v have; factors large enough for deltas to show."""
     made = []
     for seed, (start, stop) in enumerate(rows):
@@ -22,7 +29,7 @@ def blocks_of(rows=((0, 6), (6, 12)), in_features=5, kernel="mixed", dtype=torch
         params = (p, q, *(scalars if kernel == "mixed" else ()))
         for tensor in params:
             tensor.requires_grad_()
-        made.append(DeltaBlock(start, stop, DeltaRule(kernel), 0.4, params))
+        made.append(DeltaBlock(start, stop, DeltaRule(kernel, sparsifier), sparsity, params))
     return made
 
 
@@ -57,6 +64,27 @@ def test_agrees_with_plain_autograd(kernel, rows):
     seed = torch.randn_like(y)
     found = torch.autograd.grad(y, inputs, seed)
     for a, b in zip(found, torch.autograd.grad(expected, inputs, seed), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sparsity", [0.4, 0.95])
+@pytest.mark.parametrize("sparsifier", ["normalised", "normalised_through"])
+@pytest.mark.parametrize("kernel", ["mixed", "linear"])
+def test_relative_forms_agree_with_plain_autograd(kernel, sparsifier, sparsity):
+    x, weight, bias = problem()
+    blocks = blocks_of(kernel=kernel, sparsifier=sparsifier, sparsity=sparsity)
+    inputs = [x, *(p for b in blocks for p in b.params)]
+    y, expected = adapted_linear(x, weight, bias, blocks), plain(x, weight, bias, blocks)
+    torch.testing.assert_close(y, expected)
+    seed = torch.randn_like(y)
+    found = torch.autograd.grad(y, inputs, seed)
+    for a, b in zip(found, torch.autograd.grad(expected, inputs, seed), strict=True):
+        torch.testing.assert_close(a, b)
+    merged = adapted_weight(weight, blocks)
+    eye = torch.eye(5, dtype=torch.float64)
+    by_weight = torch.autograd.grad(merged, inputs[1:], seed.flatten(0, 1).T @ x.flatten(0, 1))
+    torch.testing.assert_close(merged.T, plain(eye, weight, None, blocks))
+    for a, b in zip(by_weight, found[1:], strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -11,7 +11,7 @@ from snella_seg.functional import DeltaRule, mixed_kernel
 RULES = [
     DeltaRule(kernel, sparsifier)
     for kernel in ("mixed", "distance", "linear")
-    for sparsifier in ("weighted", "soft", "hard", "none")
+    for sparsifier in ("weighted", "soft", "hard", "none", "normalised", "normalised_through")
 ]
 
 
@@ -27,12 +27,14 @@ def tiled_delta(params, rule, sparsity, grad, **options):
     """Delta, threshold, columns and gradients, in tiles."""
     outs, ins = params[1].shape[1], params[0].shape[1]
     out = torch.empty(outs, ins, dtype=params[0].dtype)
-    threshold, active = tiles.write_delta(params, rule, sparsity, Bracket(), out, **options)
+    threshold, active, unit = tiles.write_delta(params, rule, sparsity, Bracket(), out, **options)
     matrix = tiles.tiles_of(params, rule)
     parts = columns.column_tiles(outs, ins) if active is None else [active]
     for part in parts:
         tile = matrix.tile(part)
         _, factor = tiles.split_factor(tile.dense, float(threshold), rule.sparsifier)
+        through = tiles.gradient_factor(tile.dense, float(threshold), rule.sparsifier)
+        factor = (factor if through is None else through) / (1.0 if unit is None else unit)
         matrix.add_gradients(tile, grad[:, part] * factor)
     return out, threshold, active, matrix.gradients((True,) * len(params))
 
@@ -59,7 +61,8 @@ def test_agrees_with_the_plain_rule(rule, heads, width, sparsity, tile_size):
     expected, expected_threshold, expected_grads = plain_delta(params, rule, sparsity, grad)
     torch.testing.assert_close(threshold, expected_threshold)
     torch.testing.assert_close(delta, expected)
-    assert (active is None) == (sparsity < 0.9 or rule.sparsifier == "none")
+    everywhere = rule.sparsifier in ("none", "normalised_through")
+    assert (active is None) == (sparsity < 0.9 or everywhere)
     for found, right in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(found, right)
 
@@ -106,7 +109,7 @@ def test_the_same_weights_take_part_in_backward(monkeypatch):
     out = torch.empty(96, 640)
     monkeypatch.setattr(columns, "MIN_COLUMNS", 128)
     monkeypatch.setattr(columns, "TILE", 96 * 128)
-    threshold, active = tiles.write_delta(params, rule, 0.995, Bracket(), out)
+    threshold, active, _ = tiles.write_delta(params, rule, 0.995, Bracket(), out)
     matrix = DistanceTiles(params, rule)
     assert 0 < len(active) < 640
     again = matrix.tile(active).dense
@@ -172,7 +175,7 @@ def test_a_matrix_of_twenty_million_weights():
     """Above the 2**24 elements at which torch.quantile ends."""
     params = params_of(5120, 3920, columns=2, dtype=torch.float32)
     out = torch.empty(5120, 3920)
-    threshold, _ = tiles.write_delta(params, DeltaRule("mixed", "hard"), 0.9, Bracket(), out)
+    threshold, *_ = tiles.write_delta(params, DeltaRule("mixed", "hard"), 0.9, Bracket(), out)
     size = out.numel()
     assert size > 2e7
     assert int((out != 0).sum()) == pytest.approx(0.1 * size, abs=2)

@@ -50,7 +50,22 @@ def test_none_keeps_all_and_takes_no_sparsity():
         sparsify(delta, 0.5, "none")
 
 
-@pytest.mark.parametrize("mode", ["weighted", "soft", "hard"])
+@pytest.mark.parametrize("mode", ["normalised", "normalised_through"])
+def test_normalised_is_linear_in_scale(mode):
+    dense = torch.randn(5, 7, dtype=torch.float64)
+    result = sparsify(dense, 0.5, mode)
+    torch.testing.assert_close(result, sparsify(dense, 0.5) / dense.square().mean().sqrt())
+    torch.testing.assert_close(sparsify(3.0 * dense, 0.5, mode), 3.0 * result)
+    assert not sparsify(torch.zeros(5, 7), 0.0, mode).any()
+
+
+def test_weights_that_are_left_out_learn_straight_through():
+    dense = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    sparsify(dense, 0.5, "normalised_through").sum().backward()
+    torch.testing.assert_close(dense.grad, dense.detach().abs() / dense.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("mode", ["weighted", "soft", "hard", "normalised"])
 def test_the_factor_is_constant_in_the_gradient(mode):
     delta = DELTA.clone().requires_grad_()
     result = sparsify(delta, 0.5, mode)
