@@ -2,6 +2,7 @@
 
 from .allocator import SparsityAllocator
 from .churn import ChurnTracker, current_delta
+from .guard import SizeGuard
 from .history import HISTORY, append_line, last_line, start_history
 from .importances import IMPORTANCES, ImportanceTracker
 
@@ -10,6 +11,7 @@ __all__ = [
     "IMPORTANCES",
     "ChurnTracker",
     "ImportanceTracker",
+    "SizeGuard",
     "SparsityAllocator",
     "append_line",
     "current_delta",

@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..budget import SparsityAllocator, append_line, start_history
+from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 
@@ -29,7 +29,8 @@ class SparsityAllocationHook(Hook):
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
     dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
     visualizer. Churn is the share of the weights in force that changed hands since the last
-    allocation: of those that entered and those that left a matrix, the lesser number.
+    allocation: of those that entered and those that left a matrix, the lesser number. A delta that
+    is larger than its frozen weight is warned of, once.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
@@ -108,6 +109,7 @@ class SparsityAllocationHook(Hook):
             min_density=self.min_density,
             **self.importance,
         )
+        self.guard = SizeGuard(model)
         if runner.iter > 0:
             self._restore(runner)
         self._loaded = None
@@ -123,10 +125,13 @@ class SparsityAllocationHook(Hook):
             self._record(runner, 0, 0, None)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.mode in (None, "fixed"):
-            return
         done = runner.iter + 1
-        if done % self.period == 0 and done < runner.max_iters:
+        if self.mode is None or done % self.period or done >= runner.max_iters:
+            return
+        if self.mode == "fixed":
+            adapters = self.allocator.tracker.adapters.items()
+            self._warn_of_size(runner, {n: float(current_delta(a).norm()) for n, a in adapters})
+        else:
             self.reallocate(runner, done // self.period)
 
     def after_train(self, runner) -> None:
@@ -208,6 +213,12 @@ class SparsityAllocationHook(Hook):
         )
         if is_main_process():
             append_line(Path(runner.work_dir), record)
+        self._warn_of_size(runner, record["norm"])
+
+    def _warn_of_size(self, runner, norms: dict[str, float]) -> None:
+        warning = self.guard.check(norms)
+        if warning is not None:
+            runner.logger.warning(warning)
 
 
 def _method_of(model) -> tuple[str, Method]:

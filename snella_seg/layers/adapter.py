@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import Bracket, DeltaBlock
-from ..functional import DeltaRule, get_kernel
+from ..functional import DeltaRule, get_kernel, get_sparsifier
+
+#: Half-width of the uniform draw of Q where Q = 0 would never learn.
+SMALL = 3e-3
 
 
 class Adapter(nn.Module):
@@ -230,7 +233,8 @@ class SnellaAdapter(Adapter):
     def reset_parameters(self) -> None:
         """Draw the factors uniformly in +-1/sqrt(features * r/H); scalars start as published.
 
-        As LoRA: P in +-1/sqrt(features), Q zero.
+        As LoRA: P in +-1/sqrt(features), Q zero. Linear kernels with a normalised sparsifier start
+        like it, with Q in +-:data:`SMALL`, since at K = 0 they would not learn.
         """
         for factors in self.factors:
             nn.init.kaiming_uniform_(factors, a=math.sqrt(5))
@@ -239,9 +243,12 @@ class SnellaAdapter(Adapter):
                 shared = torch.empty_like(factors[:pairs]).uniform_(-self.spread, self.spread)
                 with torch.no_grad():
                     factors[: 2 * pairs] += shared.repeat_interleave(2, dim=0)
-        if (self.rule.kernel, self.rule.sparsifier) == ("linear", "none"):
+        sparsifier = get_sparsifier(self.rule.sparsifier)
+        if self.rule.kernel == "linear" and (sparsifier.relative or not sparsifier.competes):
             nn.init.uniform_(self.in_factors, -(self.in_features**-0.5), self.in_features**-0.5)
             nn.init.zeros_(self.out_factors)
+            if sparsifier.relative:
+                nn.init.uniform_(self.out_factors, -SMALL, SMALL)
         for name, value in get_kernel(self.rule.kernel).scalars.items():
             nn.init.constant_(getattr(self, name), value)
 

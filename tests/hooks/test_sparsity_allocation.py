@@ -268,3 +268,19 @@ def test_an_optimizer_without_the_factors_is_refused(tmp_path):
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=1e-3)
     with pytest.raises(ValueError, match="does not hold all SNELLA factors"):
         train(tmp_path, model=model, optim=dict(optimizer=optimizer))
+
+
+@pytest.mark.parametrize("allocation", ["competition", "fixed"])
+def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
+    model = Toy()
+    with torch.no_grad():
+        for module in (model.backbone[0], model.backbone[2]):
+            module.weight.mul_(1e-6)
+    train(
+        tmp_path,
+        model=model,
+        allocation=allocation,
+        optim=dict(optimizer=dict(type="Adam", lr=1.0)),
+    )
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    assert log.count("is larger than the frozen weight") == 1

@@ -6,7 +6,8 @@ import torch
 import snella_seg.lab.candidates  # noqa: F401
 from snella_seg.functional import distance_kernel, get_kernel, linear_kernel, sparsify
 from snella_seg.inject import METHODS, add_adapters, settle
-from snella_seg.lab.candidates.small_start import SMALL, SmallStartAdapter
+from snella_seg.lab.candidates.small_start import SmallStartAdapter
+from snella_seg.layers.adapter import SMALL
 
 
 def factors(heads=4, seed=0):

@@ -1,13 +1,11 @@
-"""Starts for linear heads: P as LoRA's, Q small instead of zero, since at K = 0 nothing learns."""
+"""Linear heads of a hybrid kernel start as LoRA's, with Q small instead of zero."""
 
 import torch
 from torch import nn
 
 from ...inject import METHODS, Method
 from ...layers import SnellaAdapter
-
-#: Half-width of Q's uniform draw.
-SMALL = 3e-3
+from ...layers.adapter import SMALL
 
 
 class SmallStartAdapter(SnellaAdapter):
@@ -22,10 +20,9 @@ class SmallStartAdapter(SnellaAdapter):
         linear = heads if self.rule.kernel == "linear" else heads // 2
         if not (self.rule.kernel == "linear" or self.rule.kernel.startswith("hybrid")):
             return
+        bound = self.in_features**-0.5
         with torch.no_grad():
-            nn.init.uniform_(
-                self.in_factors[:linear], -(self.in_features**-0.5), self.in_features**-0.5
-            )
+            nn.init.uniform_(self.in_factors[:linear], -bound, bound)
             nn.init.uniform_(self.out_factors[:linear], -SMALL, SMALL)
 
 
