@@ -69,12 +69,12 @@ class ImportanceTracker:
 
     @torch.no_grad()
     def update(self, grad_scale: Tensor | float = 1.0) -> None:
-        """Take in one step.
+        """Take in one step; one without any gradient is left out.
 
         Args:
             grad_scale: what the gradients are still multiplied by (a loss scale), else 1.
         """
-        if self.importance == "frobenius":
+        if self.importance == "frobenius" or all(f.grad is None for f in self.factors):
             return
         self._follow_device()
         current = torch.empty_like(self._averages)
@@ -117,7 +117,7 @@ class ImportanceTracker:
         """Take over the values of :meth:`state_dict`.
 
         Raises:
-            ValueError: when they are of other matrices or of another importance.
+            ValueError: when they are of other matrices or of another importance, or not finite.
         """
         own = {"importance": self.importance, "names": list(self.adapters)}
         for key, value in own.items():
@@ -126,6 +126,11 @@ class ImportanceTracker:
                     f"the saved importances differ in {key}: {state.get(key)} instead of {value}"
                 )
         for key in ("average", "uncertainty"):
+            if not all(bool(saved.isfinite().all()) for saved in state[key]):
+                raise ValueError(
+                    "the saved importances are not finite, the run had diverged; resume from an "
+                    "earlier checkpoint with a lower learning rate"
+                )
             for mine, saved in zip(getattr(self, key), state[key], strict=True):
                 mine.copy_(saved)
 

@@ -1,4 +1,4 @@
-"""Registers hooks with mmengine: competition for the budget, checkpoints, exact resume."""
+"""Registers hooks with mmengine: the budget, checkpoints, exact resume, steps that are left out."""
 
 from ..configs import require_mmseg
 
@@ -6,6 +6,13 @@ require_mmseg()
 
 from .checkpoint import SnellaCheckpointHook  # noqa: E402
 from .exact_resume import ExactResumeHook  # noqa: E402
+from .finite_steps import FiniteStepsHook, TrainingDiverged  # noqa: E402
 from .sparsity_allocation import SparsityAllocationHook  # noqa: E402
 
-__all__ = ["ExactResumeHook", "SnellaCheckpointHook", "SparsityAllocationHook"]
+__all__ = [
+    "ExactResumeHook",
+    "FiniteStepsHook",
+    "SnellaCheckpointHook",
+    "SparsityAllocationHook",
+    "TrainingDiverged",
+]

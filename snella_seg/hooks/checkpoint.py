@@ -91,6 +91,8 @@ class SnellaCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         """As mmengine's, in an order in which a kill loses nothing: write, point to it, remove."""
+        if self._refuse_to_save(runner):
+            return
         outdated = []
         if self.max_keep_ckpts > 0:
             kept = [s for s in self.keep_ckpt_ids if s != step] + [step]
@@ -121,6 +123,8 @@ class SnellaCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         """As mmengine's, but the last best one is removed after the new one is there."""
+        if self._refuse_to_save(runner):
+            return
         before = self._best_paths()
         self._set_best_paths(dict.fromkeys(before))  # nothing to remove yet
         super()._save_best_checkpoint(runner, metrics)
@@ -129,6 +133,18 @@ class SnellaCheckpointHook(CheckpointHook):
         for key, old in before.items():
             if old and after[key] and old != after[key] and is_main_process():
                 self._remove(old)
+
+    def _refuse_to_save(self, runner) -> bool:
+        """Whether the model is beyond use; then older checkpoints are all that there is."""
+        bad = not_finite(_unwrapped(runner))
+        if bad:
+            runner.logger.error(
+                f"no checkpoint is written at iteration {runner.iter + 1}, and none removed: "
+                f"{bad[0]} is not finite"
+                + (f", and {len(bad) - 1} other tensors" if len(bad) > 1 else "")
+                + "; stop the run, and resume it from the last checkpoint with a lower rate"
+            )
+        return bool(bad)
 
     def _best_paths(self) -> dict[str, str | None]:
         """Path of the best checkpoint by each metric; an empty name where there is only one."""
@@ -168,6 +184,16 @@ class SnellaCheckpointHook(CheckpointHook):
             outdated = found and path.name not in keep and int(found[2]) <= step
             if outdated and (self.save_best if found[1] else self.max_keep_ckpts > 0):
                 self._remove(str(path))
+
+
+def not_finite(model) -> list[str]:
+    """Names of a model's tensors, frozen ones apart, that hold NaN or infinity."""
+    named = [
+        *model.named_buffers(),
+        *((n, p) for n, p in model.named_parameters() if p.requires_grad),
+    ]
+    floats = [(name, tensor.detach()) for name, tensor in named if tensor.is_floating_point()]
+    return [name for name, tensor in floats if not bool(tensor.isfinite().all())]
 
 
 def _unwrapped(runner):

@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
+from .finite_steps import FiniteStepsHook
 
 
 @HOOKS.register_module()
@@ -30,7 +31,8 @@ class SparsityAllocationHook(Hook):
     dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
     visualizer. Churn is the share of the weights in force that changed hands since the last
     allocation: of those that entered and those that left a matrix, the lesser number. A delta that
-    is larger than its frozen weight is warned of, once.
+    is larger than its frozen weight is warned of, once. A :class:`FiniteStepsHook` comes along
+    where the config has none.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
@@ -89,6 +91,10 @@ class SparsityAllocationHook(Hook):
         self._handles: list = []
 
     # When
+
+    def before_run(self, runner) -> None:
+        if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
+            runner.register_hook(FiniteStepsHook())
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -178,6 +184,9 @@ class SparsityAllocationHook(Hook):
         )
 
     def _before_step(self, optimizer, args, kwargs) -> None:
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and float(overflow):
+            return  # this step will be left out
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale in their step
         self.allocator.observe(1.0 if scale is None else scale)
 
