@@ -3,16 +3,17 @@
 import math
 from pathlib import Path
 
-from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
+from .epochs import iterations_per_epoch
 from .finite_steps import FiniteStepsHook
+from .label_check import LabelCheckHook
 
 
 @HOOKS.register_module()
@@ -31,8 +32,8 @@ class SparsityAllocationHook(Hook):
     dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
     visualizer. Churn is the share of the weights in force that changed hands since the last
     allocation: of those that entered and those that left a matrix, the lesser number. A delta that
-    is larger than its frozen weight is warned of, once. A :class:`FiniteStepsHook` comes along
-    where the config has none.
+    is larger than its frozen weight is warned of, once. A :class:`FiniteStepsHook` and a
+    :class:`LabelCheckHook` come along where the config has none.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
@@ -93,8 +94,9 @@ class SparsityAllocationHook(Hook):
     # When
 
     def before_run(self, runner) -> None:
-        if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
-            runner.register_hook(FiniteStepsHook())
+        for kind in (FiniteStepsHook, LabelCheckHook):
+            if not any(isinstance(hook, kind) for hook in runner.hooks):
+                runner.register_hook(kind())
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -236,25 +238,3 @@ def _method_of(model) -> tuple[str, Method]:
         if isinstance(getattr(module, "method", None), Method):
             return module.method_name, module.method
     return "snella", METHODS["snella"]
-
-
-def iterations_per_epoch(runner) -> int:
-    """Iterations of one pass over the training set, whatever the kind of loop.
-
-    Raises:
-        ValueError: when the dataset or batch size is not known; then give ``interval``.
-    """
-    loader = runner.train_dataloader
-    if isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return len(loader)
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    try:
-        length = len(loader.dataset)
-    except TypeError:
-        length = 0
-    if not batch_size or not length:
-        raise ValueError(
-            "cannot tell how many iterations make an epoch of this dataset; set interval of "
-            "SparsityAllocationHook"
-        )
-    return math.ceil(length / (batch_size * get_world_size()))

@@ -92,6 +92,12 @@ METHODS = {
         adapter_class=PeftAdapter,
     ),
     "snella": Method("SNELLA", "adapters whose matrices compete (arXiv 2510.24037)"),
+    "snella_v2": Method(
+        "SNELLA v2",
+        "the same competition over LoRA's product, relative magnitudes, straight-through gradients",
+        defaults=dict(kernel="linear", scale=1.0, sparsifier="normalised_through"),
+        foreign=("kernel", "scale", "sparsifier", "spread"),
+    ),
 }
 
 #: Names that methods had before version 0.2 -> what they are now.

@@ -25,7 +25,7 @@ def problems(report: Forecast, runner: Runner, cfg: Config, hook: ProbeHook | No
     found = [
         *_base(report, runner, cfg),
         *_allocation(report, runner),
-        *_classes(runner, hook),
+        *_classes(runner, cfg),
         *_schedule(runner, cfg),
     ]
     if report.disk_bytes and report.disk_bytes > report.disk_free_bytes:
@@ -93,7 +93,7 @@ def _allocation(report: Forecast, runner: Runner) -> list[str]:
     return found
 
 
-def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
+def _classes(runner: Runner, cfg: Config) -> list[str]:
     found = []
     dataset = getattr(getattr(runner._train_loop, "dataloader", None), "dataset", None)
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
@@ -108,14 +108,18 @@ def _classes(runner: Runner, hook: ProbeHook | None) -> list[str]:
                     f"{name} has {count} classes, the training set names {len(classes)}: set "
                     f"model.{name}.num_classes"
                 )
-            if hook is not None and count and hasattr(one, "ignore_index"):
-                wrong = sorted(v for v in hook.labels if v >= count and v != one.ignore_index)
-                if wrong:
-                    found.append(
-                        f"label maps hold {some(list(map(str, wrong)))}, {name} knows 0 to "
-                        f"{count - 1} and ignores {one.ignore_index}: see reduce_zero_label and "
-                        "the dataset's label values"
+    for loader in ("train_dataloader", "val_dataloader"):
+        dataset = (cfg.get(loader) or {}).get("dataset") or {}
+        for key in ("reduce_zero_label", "label_map"):
+            if key in (dataset.get("metainfo") or {}):
+                found.append(
+                    f"{key} in {loader}.dataset.metainfo has no effect, mmseg overwrites it: "
+                    + (
+                        f"set {loader}.dataset.reduce_zero_label"
+                        if key == "reduce_zero_label"
+                        else "name the classes that are left in metainfo.classes"
                     )
+                )
     loops = (runner._train_loop, runner._val_loop)
     datasets = [getattr(getattr(x, "dataloader", None), "dataset", None) for x in loops]
     reduces = [getattr(d, "reduce_zero_label", None) for d in datasets]
@@ -176,6 +180,4 @@ def _probe(runner: Runner, hook: ProbeHook) -> list[str]:
     dead = [n for n in learnable if n in ours and n not in hook.alive]
     if dead and hook.steps > 1:
         found.append(f"{len(dead)} adapter parameters get no gradient: {some(dead)}")
-    if hook.labels and not any(v < 255 for v in hook.labels):
-        found.append("all labels of the first batches are to be ignored")
     return found

@@ -16,7 +16,7 @@ from torch import nn
 
 from ... import register  # noqa: F401
 from ...budget import SparsityAllocator
-from ...hooks.sparsity_allocation import iterations_per_epoch
+from ...hooks.epochs import iterations_per_epoch
 from ...inject import (
     AUTO_TRAINABLE,
     adapters_disabled,
@@ -26,8 +26,10 @@ from ...inject import (
     summarize,
 )
 from ...loading import fit_base_file, some
+from ...models.label_values import label_ranges
 from . import checks
 from .forecast import Forecast
+from .labels import label_problems, survey_labels
 from .probe import ProbeHook, average_budget, probe
 
 
@@ -62,13 +64,29 @@ def preflight(cfg: Config, iterations: int = 6) -> Forecast:
         logger.addHandler(said)
         try:
             _describe(report, runner, cfg)
+            wrong, look = _labels(runner)
+            iterations = 0 if wrong else iterations  # the loss would only stumble over them
             hook = _measure(report, runner, iterations) if iterations else None
         finally:
             logger.removeHandler(said)
     report.disk_free_bytes = shutil.disk_usage(_existing(Path(work_dir))).free
-    report.problems = checks.problems(report, runner, cfg, hook)
-    report.warnings = checks.warnings(report, runner) + said.lines
+    report.problems = wrong + checks.problems(report, runner, cfg, hook)
+    report.warnings = checks.warnings(report, runner) + look + said.lines
     return report
+
+
+def _labels(runner: Runner) -> tuple[list[str], list[str]]:
+    """Problems and warnings of the label maps of both sets."""
+    wrong, look = [], []
+    ranges = label_ranges(runner.model)
+    for loop, what in ((runner._train_loop, "training set"), (runner._val_loop, "validation set")):
+        dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+        survey = None if dataset is None else survey_labels(dataset, what)
+        if survey is not None:
+            classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+            problems, warnings = label_problems(survey, ranges, classes, what)
+            wrong, look = wrong + problems, look + warnings
+    return wrong, look
 
 
 #: Warnings of mmengine that tell of nothing in the training.

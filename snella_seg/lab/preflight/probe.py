@@ -40,7 +40,6 @@ class ProbeHook(Hook):
         self.spans: dict[str, list[float]] = {"start": [], "end": []}
         self.waits: list[float] = []
         self.losses: list[float] = []
-        self.labels: set[int] = set()
         self.steps, self.alive = 0, set[str]()
         self.period: int | None = None
         self.reallocation: float | None = None
@@ -71,20 +70,16 @@ class ProbeHook(Hook):
         if self._seen > WARMUP:
             self.spans[self._phase].append(now - self._last)
             self.waits.append(self._waited)
-        self._take_in(data_batch, outputs)
+        self._take_in(outputs)
         spans = self.spans[self._phase]
         if len(spans) >= self.iterations or (len(spans) >= 3 and sum(spans) > LONG):
             self._next_phase(runner)
         self._last = time.perf_counter()
 
-    def _take_in(self, data_batch, outputs) -> None:
+    def _take_in(self, outputs) -> None:
         loss = (outputs or {}).get("loss")
         if loss is not None:
             self.losses.append(float(loss.detach()))
-        samples = data_batch.get("data_samples", ()) if isinstance(data_batch, dict) else ()
-        for sample in samples:
-            if "gt_sem_seg" in sample:
-                self.labels.update(sample.gt_sem_seg.data.unique().tolist())
 
     def _next_phase(self, runner) -> None:
         hook = self.allocation

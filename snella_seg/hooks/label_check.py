@@ -1,0 +1,64 @@
+"""Looks at labels before the loss does, whose errors name neither image nor value."""
+
+import contextlib
+import math
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from ..models.label_values import label_hint, label_ranges
+from .epochs import iterations_per_epoch
+
+
+class BadLabels(ValueError):
+    """Label maps hold what the heads do not know."""
+
+
+@HOOKS.register_module()
+class LabelCheckHook(Hook):
+    """Refuses label maps with values that the heads do not know, and those of several channels.
+
+    In the loss such labels end in an index error, on a GPU in a failed assertion that names
+    neither value nor file. Labels of the first pass over the training set are looked at, which
+    costs about a millisecond an image; later ones are the same.
+    :class:`SparsityAllocationHook` brings this hook along where a config does not name it.
+
+    Raises:
+        BadLabels: in training, naming file, values, and what to set.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.ranges = label_ranges(model)
+        self.until = math.inf
+        with contextlib.suppress(ValueError, TypeError):  # a dataset without length
+            self.until = runner.iter + iterations_per_epoch(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if runner.iter >= self.until or not isinstance(data_batch, dict):
+            return
+        for sample in data_batch.get("data_samples", ()):
+            if hasattr(sample, "gt_sem_seg"):
+                self._check(sample)
+
+    def _check(self, sample) -> None:
+        labels = sample.gt_sem_seg.data
+        name = getattr(sample, "seg_map_path", None) or getattr(sample, "img_path", "of no name")
+        if labels.ndim != 3 or labels.shape[0] != 1:
+            raise BadLabels(
+                f"label map {name} is a picture of several channels (shape {tuple(labels.shape)}): "
+                "convert colours to one channel of class numbers"
+            )
+        for known in self.ranges:
+            wrong = (labels < 0) | (labels >= known.count)
+            if not bool((wrong & (labels != known.ignore_index)).any()):
+                continue
+            values = torch.unique(labels).tolist()
+            outside = ", ".join(map(str, known.outside(values)[:6]))
+            raise BadLabels(
+                f"label map {name} holds the labels {outside}, {known}; {label_hint(values, known)}"
+            )
