@@ -4,8 +4,10 @@ import copy
 import weakref
 from collections.abc import Iterator
 
+import mmseg.registry
 import torch
 from mmengine.config import Config
+from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ..configs import type_name
@@ -139,11 +141,11 @@ def stock_config(config: Config) -> Config:
             checkpoint.pop(key, None)
     _stock_optimizer(new.get("optim_wrapper", {}))
     stock = Config(new)
-    left = [line.strip() for line in stock.pretty_text.splitlines() if "snella" in line.lower()]
-    left = [line for line in left if "data_root" not in line]
+    left = list(dict.fromkeys(_types_of_ours(new)))
     if left:
         raise ValueError(
-            f"the config cannot be freed of snella_seg, these lines are left: {'; '.join(left[:4])}"
+            f"the config cannot be freed of snella_seg, which brings {', '.join(left[:6])}: use "
+            "what mmseg has instead, or write the bare backbone (--backbone)"
         )
     return stock
 
@@ -181,12 +183,26 @@ def _stock_optimizer(wrapper: dict) -> None:
         wrapper["type"] = "OptimWrapper"
 
 
-def _is_ours(hook: dict) -> bool:
-    from mmengine.registry import HOOKS
+def _is_ours(config: dict) -> bool:
+    """Whether a config with a type is of something that snella_seg registers."""
+    kind = config.get("type")
+    if not isinstance(kind, str):
+        return getattr(kind, "__module__", "").startswith("snella_seg")
+    registries = (value for value in vars(mmseg.registry).values() if isinstance(value, Registry))
+    found = (registry.get(kind) for registry in registries if kind in registry)
+    return any(getattr(one, "__module__", "").startswith("snella_seg") for one in found)
 
-    kind = hook.get("type")
-    found = HOOKS.get(kind) if isinstance(kind, str) else kind
-    return getattr(found, "__module__", "").startswith("snella_seg")
+
+def _types_of_ours(node) -> Iterator[str]:
+    """All types of snella_seg that a config names, at any depth; paths may hold the word."""
+    if isinstance(node, dict):
+        if "type" in node and _is_ours(node):
+            yield type_name(node)
+        for value in node.values():
+            yield from _types_of_ours(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _types_of_ours(value)
 
 
 def _listed(value) -> list[str]:

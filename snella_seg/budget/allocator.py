@@ -59,7 +59,7 @@ class SparsityAllocator:
         self.mode, self.min_density = mode, min_density
         self.total_epochs = total_epochs
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
-        self.initial_budget = sum(adapter.num_nonzero for adapter in self.adapters)
+        self.initial_budget = self.in_force
         self.target_budget = round((1.0 - target_sparsity) * sum(self.sizes))
         self.reallocations = 0
         if mode != "fixed" and (total_epochs > 1 or warmup_epochs):
@@ -78,6 +78,11 @@ class SparsityAllocator:
             self.final_epochs,
         )
 
+    @property
+    def in_force(self) -> int:
+        """The number of non-zero delta weights that the matrices have now."""
+        return sum(adapter.num_nonzero for adapter in self.adapters)
+
     def observe(self, grad_scale: Tensor | float = 1.0) -> None:
         """Take in importances, just before an optimizer step; see :class:`ImportanceTracker`."""
         self.tracker.update(grad_scale)
@@ -87,7 +92,7 @@ class SparsityAllocator:
         self._share(self.sizes, self.target_budget, agree)
 
     def reallocate(self, epoch: int, agree: Callable[[Tensor], Any] | None = None) -> list[float]:
-        """Share the budget of an epoch among the matrices.
+        """Share the budget of an epoch among the matrices; it never grows beyond the target.
 
         Args:
             epoch: from 1.
@@ -98,7 +103,9 @@ class SparsityAllocator:
         """
         scores = self.tracker.scores()
         wanted = scores if self.mode == "competition" else self.sizes
-        self._share(wanted, self.budget(epoch), agree)
+        # After resuming with another schedule its curve may lie above what is in force.
+        most = max(self.in_force, self.target_budget)
+        self._share(wanted, min(self.budget(epoch), most), agree)
         self.reallocations += 1
         return scores
 

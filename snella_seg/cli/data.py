@@ -1,11 +1,15 @@
-"""Looking at the data that a config names, before anything is built."""
+"""Looking at the data that a config names: before anything is built, and after a failure."""
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmseg.registry import DATASETS
+
+from ..lab.preflight.labels import find_bad_file
 
 
 def check_datasets(cfg: Config, *loaders: str) -> None:
@@ -32,6 +36,32 @@ def check_datasets(cfg: Config, *loaders: str) -> None:
                 files = f"*{_suffix(dataset, key)}"
                 if not listed and next((root / folder).rglob(files), None) is None:
                     raise ValueError(f"empty dataset: no {files} in {root / folder}; {hint}")
+
+
+class BadDataFile(ValueError):
+    """A file of a dataset cannot be used."""
+
+
+@contextmanager
+def naming_bad_files(runner: Runner) -> Iterator[None]:
+    """Within this context an error that a file of the data may have caused names that file.
+
+    Readers of images and label maps raise whatever they find, without saying where.
+
+    Raises:
+        BadDataFile: naming the file and what is wrong with it, from the error itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("snella_seg."):
+            raise
+        for loop in (runner._train_loop, runner._val_loop):
+            dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+            trouble = None if dataset is None else find_bad_file(dataset)
+            if trouble is not None:
+                raise BadDataFile(trouble) from error
+        raise
 
 
 def _suffix(dataset: dict, prefix: str) -> str:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def segment(model, image: str) -> np.ndarray:
     """The class of every pixel of an image file, (H, W)."""
     result = model.test_step(load_image(model.cfg, image))[0]
-    return result.pred_sem_seg.data[0].cpu().numpy()
+    return result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # one logit gives floats
 
 
 def paint(image: np.ndarray, classes: np.ndarray, palette=None) -> np.ndarray:

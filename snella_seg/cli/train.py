@@ -11,7 +11,7 @@ from mmseg.registry import RUNNERS
 from ..configs import load_config
 from ..loading import check_checkpoint, latest_checkpoint
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
-from .data import check_datasets
+from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
 from .reading import run_preparation, set_work_dir
@@ -72,5 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
     if cfg.get("resume"):
         refuse_other_heads(runner.model)
-    runner.train()
+    with naming_bad_files(runner):
+        runner.train()
     leave_process_group()

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -196,7 +196,23 @@ class SparsityAllocationHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.allocator is not None:
-            checkpoint["snella"] = self.allocator.state_dict()
+            checkpoint["snella"] = {
+                **self.allocator.state_dict(),
+                "schedule": self._schedule(runner),
+            }
+
+    def _schedule(self, runner) -> dict[str, int | None]:
+        """What the budgets to come depend on, for comparison when the run is resumed."""
+        loader = runner.train_dataloader
+        batch_size = getattr(loader, "batch_size", None) or getattr(
+            getattr(loader, "batch_sampler", None), "batch_size", None
+        )
+        return {
+            "iterations": runner.max_iters,
+            "iterations between reallocations": self.period,
+            "target budget": self.allocator.target_budget,
+            "images an iteration": batch_size and batch_size * get_world_size(),
+        }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._loaded = checkpoint.get("snella")  # used only if this turns out to be a resume
@@ -206,8 +222,17 @@ class SparsityAllocationHook(Hook):
             runner.logger.warning(
                 "the resumed checkpoint holds no SNELLA state: importances start from zero"
             )
-        else:
-            self.allocator.load_state_dict(self._loaded)
+            return
+        self.allocator.load_state_dict(self._loaded)
+        now, before = self._schedule(runner), self._loaded.get("schedule") or {}
+        changes = [f"{k} {before[k]} -> {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
+        if changes and self.mode != "fixed":
+            in_force, target = self.allocator.in_force, self.allocator.target_budget
+            runner.logger.warning(
+                f"resumed with another schedule of the budget ({', '.join(changes)}): it goes on "
+                f"from the {in_force} weights in force to {target}"
+                + (", and grows, as asked for" if target > in_force else ", and does not grow")
+            )
 
     def _record(self, runner, epoch: int, step: int, scores: list[float] | None) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""

@@ -11,6 +11,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from ..configs import replace_type, type_name
@@ -98,11 +99,20 @@ def logits(model: nn.Module, image: str | None = None, size: int = 512) -> torch
         size: side of the noise in pixels.
     """
     if image is None:
-        noise = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
-        batch = dict(inputs=[torch.from_numpy(noise)])
+        shape = (input_bands(model), size, size)
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        # padding in tests writes down what it did in the samples
+        batch = dict(inputs=[torch.from_numpy(noise)], data_samples=[SegDataSample()])
     else:
         batch = load_image(model.cfg, image)
     return model(model.data_preprocessor(batch, False)["inputs"], mode="tensor")
+
+
+def input_bands(model: nn.Module) -> int:
+    """How many bands the images of a segmentor have, by its first convolution."""
+    convolutions = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+    first = next(convolutions, None)
+    return 3 if first is None else first.in_channels
 
 
 def allow_numpy_scalars() -> None:

@@ -284,3 +284,26 @@ def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
     )
     log = next(tmp_path.glob("*/*.log")).read_text()
     assert log.count("is larger than the frozen weight") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(max_iters=30), "iterations 18 -> 30"),
+        (dict(interval=1), "iterations between reallocations 3 -> 1"),
+        (dict(target_sparsity=0.9), "target budget"),
+    ],
+)
+def test_a_budget_does_not_grow_after_resuming(tmp_path, change, said):
+    train(tmp_path, max_iters=18, target_sparsity=0.75)
+    for path in tmp_path.glob("iter_*.pth"):
+        if int(path.stem.removeprefix("iter_")) > 9:
+            path.unlink()
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_9.pth"))
+    options = dict(max_iters=18, target_sparsity=0.75) | change
+    runner = train(tmp_path, runner=dict(resume=True), **options)
+    budgets = [line["budget"] for line in history(tmp_path)]
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[-1] == round((1 - options["target_sparsity"]) * sum((8 * 24, 24 * 16)))
+    assert said in next(iter(sorted(tmp_path.glob("*/*.log"))[::-1])).read_text()
+    assert runner.iter == options["max_iters"]

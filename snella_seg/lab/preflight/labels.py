@@ -1,6 +1,7 @@
 """Looks at the label maps themselves, as the loss would see them, and at the images beside them."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,27 @@ def _look(survey: LabelSurvey, dataset, loader, index: int) -> None:
         survey.pixels[int(value)] += int(count)
         survey.files[int(value)] += 1
         survey.first.setdefault(int(value), path)
+
+
+def find_bad_file(dataset, seconds: float = 60.0) -> str | None:
+    """What is wrong with the first file of a dataset that cannot be used, in a line, or None.
+
+    For the time after a failure, whose own message names no file.
+
+    Args:
+        dataset: of mmseg, or one that wraps others.
+        seconds: how long it may look.
+    """
+    end = time.monotonic() + seconds
+    for part, _ in _plain_datasets(dataset):
+        for index in range(len(part)):
+            info = part.get_data_info(index)
+            if info.get("seg_map_path") is None or time.monotonic() > end:
+                break
+            trouble = _trouble_of_files(info.get("img_path"), info["seg_map_path"])
+            if trouble is not None:
+                return trouble
+    return None
 
 
 def _trouble_of_files(image: str | None, path: str) -> str | None:
