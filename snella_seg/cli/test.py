@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from ..configs import load_config
-from ..loading import check_checkpoint
+from ..configs import load_config, type_name
+from ..inject import get_method
+from ..loading import CheckpointError, check_checkpoint, holds_adapters
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets
 from .failures import plain_errors
@@ -55,6 +56,28 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:
         cfg.visualizer.save_dir = args.show_dir
 
 
+def refuse_without_adapters(cfg, checkpoint: str) -> None:
+    """Refuse to score untrained adapters on top of a plain checkpoint, such as a merged one.
+
+    Raises:
+        CheckpointError: when the config adapts the backbone, and the checkpoint has no adapters.
+    """
+    backbone = cfg.model.get("backbone") or {}
+    if type_name(backbone) != "SnellaBackbone" or checkpoint.endswith(".safetensors"):
+        return
+    adapts = get_method(_method_name(backbone)).adapts
+    if adapts and holds_adapters(checkpoint) is False:
+        raise CheckpointError(
+            f"{checkpoint} holds no adapters (a merged, stock or fully tuned model), and this "
+            "config's would be untrained: test it with the config that lies beside it"
+        )
+
+
+def _method_name(backbone) -> str:
+    method = backbone.get("method", "snella")
+    return method if isinstance(method, str) else method.get("type", "snella")
+
+
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
@@ -62,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_work_dir(cfg, args.work_dir, args.config)
     fit_to_machine(cfg, args.launcher)
     run_preparation(cfg)
+    allow_numpy_scalars()
     check_checkpoint(args.checkpoint, "checkpoint")
+    refuse_without_adapters(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
@@ -75,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     check_datasets(cfg, "test_dataloader")
-    allow_numpy_scalars()
     runner = Runner.from_cfg(cfg)
     refuse_other_heads(runner.model)
     runner.test()

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.amp:
         enable_amp(cfg)
     fit_to_machine(cfg, args.launcher)
+    allow_numpy_scalars()
     if args.resume:
         cfg.resume = True
         cfg.load_from = args.resume
@@ -63,12 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--cfg-options load_from={args.resume}"
             )
         else:
-            check_checkpoint(args.resume, "checkpoint to resume from")
+            check_checkpoint(args.resume, "checkpoint to resume from", resume=True)
     elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
-    allow_numpy_scalars()
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
     if cfg.get("resume"):
         refuse_other_heads(runner.model)

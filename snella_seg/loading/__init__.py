@@ -10,6 +10,7 @@ from .errors import CheckpointError, some  # noqa: E402
 from .files import (  # noqa: E402
     atomic_write,
     check_checkpoint,
+    holds_adapters,
     latest_checkpoint,
     load_safetensors,
     save_safetensors,
@@ -26,6 +27,7 @@ __all__ = [
     "check_checkpoint",
     "fit_base",
     "fit_base_file",
+    "holds_adapters",
     "init_base_weights",
     "latest_checkpoint",
     "load_base",

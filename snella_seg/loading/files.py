@@ -1,14 +1,20 @@
 """Files: found, written whole or not at all, and read with plain errors."""
 
 import contextlib
+import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
+from ..inject import is_adapter_key
 from .errors import CheckpointError
 
 ATOMIC = "SnellaAtomicBackend"
@@ -106,13 +112,36 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
         ) from None
 
 
-def check_checkpoint(path: str, what: str) -> None:
-    """See that a local file is there and may be a checkpoint; remote addresses are let pass.
+def damage(path: str | os.PathLike) -> str | None:
+    """What is wrong with a file of torch.save, by its checksums, or None; reads all of it once.
+
+    torch itself does not look at them, and would give out other weights than were written.
+    """
+    with open(path, "rb") as file:
+        if file.read(1) == b"\x80":  # as torch saved before 1.6: without checksums
+            return None
+    if not zipfile.is_zipfile(path):
+        return "is cut short or not from torch.save"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError) as error:
+        return f"is damaged ({error})"
+    return None if wrong is None else f"is damaged (bytes of {wrong} are not those written)"
+
+
+def check_checkpoint(path: str, what: str, resume: bool = False) -> None:
+    """See that a local file is there, is whole and holds a model; remote addresses are let pass.
+
+    Args:
+        path: of the file.
+        what: it is, for the message.
+        resume: whether a run is to go on from it, which takes more than weights.
 
     Raises:
         FileNotFoundError: when there is none.
-        CheckpointError: when it is cut short, or something else. (Adapter files are checked when
-            they are read.)
+        CheckpointError: when it is cut short, damaged, or holds something else. (Adapter files are
+            checked when they are read.)
     """
     if path.startswith(_REMOTE):
         return
@@ -120,10 +149,57 @@ def check_checkpoint(path: str, what: str) -> None:
         raise FileNotFoundError(f"{what} not found: {path}")
     if path.endswith(".safetensors"):
         return
-    with open(path, "rb") as file:
-        is_pickle = file.read(1) == b"\x80"  # as torch saved before 1.6
-    if not is_pickle and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{what} is cut short or not from torch.save: {path}; copy it anew")
+    trouble = damage(path)
+    if trouble is not None:
+        raise CheckpointError(f"{what} {trouble}: {path}; copy it anew, or use an earlier one")
+    content = _content(path)
+    trouble = None if content is None else _misfit(content, resume)
+    if trouble is not None:
+        raise CheckpointError(f"{what} {trouble}: {path}")
+
+
+def _misfit(content: Any, resume: bool) -> str | None:
+    """Why what a file holds is no checkpoint, or None."""
+    if not isinstance(content, dict):
+        return f"holds a {type(content).__name__} instead of a dict with a state_dict"
+    state = content.get("state_dict", content.get("model", content))
+    if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()):
+        return "holds no weights (its state_dict is empty or of another kind)"
+    missing = [key for key in ("meta", "optimizer", "message_hub") if not content.get(key)]
+    if resume and missing:
+        return (
+            f"has no {' and no '.join(missing)}, so no run can go on from it; start a new one from "
+            "its weights by --cfg-options load_from=FILE"
+        )
+    floats = (
+        (n, v) for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()
+    )
+    for name, value in floats:
+        if not bool(value.isfinite().all()):
+            return f"holds NaN or infinity in {name}: the run had diverged; use an earlier one"
+    return None
+
+
+def holds_adapters(path: str) -> bool | None:
+    """Whether a checkpoint has adapters of ours; None where that cannot be told."""
+    content = _content(path)
+    if not isinstance(content, dict):
+        return None
+    return any(is_adapter_key(str(name)) for name in content.get("state_dict", content))
+
+
+def _content(path: str | os.PathLike) -> Any:
+    """What a file of torch.save holds, its tensors left on the disk; None where none can tell.
+
+    As mmengine reads it, safely if it can be, since it is about to be loaded by that.
+    """
+    for weights_only in (True, False):
+        try:
+            mmap = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=weights_only)
+        except Exception:  # whatever is in it, the loader will say
+            continue
+    return None
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
@@ -143,7 +219,13 @@ def latest_checkpoint(work_dir: str) -> str | None:
         candidates = [Path(named), folder / Path(named).name]
     others = [*folder.glob("iter_*.pth"), *folder.glob("epoch_*.pth")]
     candidates += sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-    found = next((str(path) for path in candidates if zipfile.is_zipfile(path)), None)
+    found = None
+    for path in dict.fromkeys(path for path in candidates if path.is_file()):
+        trouble = damage(path)
+        if trouble is None:
+            found = str(path)
+            break
+        print_log(f"{path} {trouble}: an earlier checkpoint is used", "current", logging.WARNING)
     if found is None and named is not None:
         raise CheckpointError(
             f"{folder / 'last_checkpoint'} names {named or 'nothing'}, and no whole checkpoint is "

@@ -130,6 +130,21 @@ def test_the_stock_config_has_no_trace_and_keeps_the_rest(config):
         assert stock[key] == config[key]
 
 
+def test_paths_may_hold_our_name(config):
+    folder = "/home/me/snella_seg/data"
+    config.train_dataloader.dataset.data_root = folder
+    config.train_dataloader.dataset.ann_file = f"{folder}/train.txt"
+    config.val_evaluator.output_dir = f"{folder}/snella"
+    stock = stock_config(config)
+    assert stock.train_dataloader.dataset.ann_file == f"{folder}/train.txt"
+
+
+def test_what_is_ours_by_type_is_named(config):
+    config.model.decode_head = dict(type="LinearHead", in_channels=32, num_classes=4)
+    with pytest.raises(ValueError, match="which brings LinearHead: use what mmseg has instead"):
+        stock_config(config)
+
+
 def test_configs_that_cannot_be_stock_are_refused(config):
     timm_swin = dict(type="TIMMBackbone", model_name="swin_tiny_patch4_window7_224")
     config.model.backbone.backbone = timm_swin

@@ -2,13 +2,17 @@
 
 import copy
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
 import snella_seg.register  # noqa: F401
+from snella_seg.cli.segment import segment
 from snella_seg.loading import CheckpointError
 from snella_seg.models import build_segmentor, logits
+from snella_seg.models.inference import input_bands
 
 
 @pytest.fixture
@@ -31,3 +35,27 @@ def test_a_built_segmentor_is_copied_and_saved_whole(built, tmp_path):
         state["decode_head.conv_seg.weight"] = torch.zeros(7, 16, 1, 1)
         with pytest.raises(CheckpointError, match="does not fit this model: decode_head.conv_seg"):
             twin.load_state_dict(state)
+
+
+def test_noise_goes_through_a_preprocessor_that_pads(tiny_config_file):
+    cfg = Config.fromfile(tiny_config_file)
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=16)
+    assert logits(build_segmentor(cfg), size=60).shape[-2:] == (16, 16)  # of 64, by a stride of 4
+
+
+def test_noise_has_as_many_bands_as_the_images(tiny_config_file):
+    cfg = Config.fromfile(tiny_config_file)
+    cfg.model.backbone.backbone.in_channels = 5
+    cfg.model.data_preprocessor.update(mean=[127.5], std=[127.5], bgr_to_rgb=False)
+    model = build_segmentor(cfg)
+    assert input_bands(model) == 5 and logits(model, size=64).isfinite().all()
+
+
+def test_a_single_logit_is_painted_as_two_classes(tiny_config_file, tmp_path):
+    cfg = Config.fromfile(tiny_config_file)
+    cfg.model.decode_head.update(num_classes=2, out_channels=1, threshold=0.5)
+    cfg.model.auxiliary_head.update(num_classes=2, out_channels=1, threshold=0.5)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "image.png"), picture)
+    classes = segment(build_segmentor(cfg), str(tmp_path / "image.png"))
+    assert classes.dtype == np.int64 and set(np.unique(classes)) <= {0, 1}
