@@ -6,9 +6,16 @@ Use them in the ``_base_`` of a config, as an expression (mmengine reads it befo
 """
 
 import difflib
+import functools
 import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ParamSpec, Union, get_args, get_origin
+
+P = ParamSpec("P")
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -70,23 +77,139 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> "Con
 
     Raises:
         FileNotFoundError: when it is not there.
-        ValueError: when it is not Python.
+        ValueError: when it cannot be read, has no model, or an option is a slip of the pen.
     """
     from mmengine.config import Config
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"config not found: {path}")
+    if path.suffix not in (".py", ".json", ".yaml", ".yml"):
+        raise ValueError(f"config {path}: configs are .py, .json or .yaml files")
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:
         raise ValueError(
             f"config {path}: {error.msg}, see {(error.text or '').strip()!r}"
         ) from None
+    except RecursionError:
+        raise ValueError(f"config {path}: its _base_ leads back to itself") from None
+    except (FileNotFoundError, ImportError):
+        raise  # they say what is missing
+    except Exception as error:  # whatever the config's own code may raise
+        raise ValueError(
+            f"config {path}{_line_of(error)}: {type(error).__name__}: {error}"
+        ) from error
+    if not cfg.get("model"):
+        raise ValueError(f"config {path} has no model: it must hold one, or inherit it by _base_")
     if options:
+        check_overrides(cfg, options)
         cfg.merge_from_dict(options)
     find_files(cfg, path.resolve().parent)
     return cfg
+
+
+def _line_of(error: Exception) -> str:
+    """Where in a config an error arose, for a message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "site-packages" not in f.filename and "snella_seg" not in f.name]
+    last = ours[-1] if ours and ours[-1].filename != __file__ else None
+    return f", line {last.lineno}" if last is not None and last.filename.endswith(".py") else ""
+
+
+#: How alike a key of ``--cfg-options`` and one of the config have to be for the one to be a slip.
+_ALIKE = 0.8
+
+
+def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
+    """Refuse overrides whose key is nowhere in a config, but nearly.
+
+    mmengine adds what it does not find, so a slip of the pen would change nothing, silently. Keys
+    that resemble none are let pass: a config need not name what it leaves at its default.
+
+    Raises:
+        ValueError: naming the key and the one that was probably meant.
+    """
+    for key in options:
+        node: Any = cfg
+        for depth, part in enumerate(key.split(".")):
+            if isinstance(node, (list, tuple)):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise ValueError(
+                        f"--cfg-options {key}: {part!r} is no place in a list of {len(node)}"
+                    )
+                node = node[int(part)]
+                continue
+            if not hasattr(node, "keys"):
+                break
+            if part not in node:
+                known = [str(k) for k in node.keys()] + (_RUN_KEYS if depth == 0 else [])
+                near = difflib.get_close_matches(part, known, 1, _ALIKE)
+                if near and part not in known:
+                    raise ValueError(
+                        f"--cfg-options {key}: the config has no {part!r}, did you mean "
+                        f"{near[0]!r}?"
+                    )
+                break
+            node = node[part]
+
+
+#: Keys at the top that a config may do without.
+_RUN_KEYS = ["load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"]
+
+
+def typed_options(init: Callable[P, None]) -> Callable[P, None]:
+    """Let a constructor refuse values that are of another type than its annotations say.
+
+    A string for a boolean is true, and a boolean is a number, as far as Python goes; configs and
+    command lines bring both. Annotations of this package are plain: ``bool``, ``int``, ``float``,
+    ``str``, ``dict``, ``Sequence[str]`` and unions of them; what else there is passes.
+
+    Args:
+        init: an ``__init__`` with annotations.
+
+    Returns:
+        The same, which raises ValueError naming option, type and value.
+    """
+    signature = inspect.signature(init)
+    named = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+    @functools.wraps(init)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            hint = named.get(name, inspect.Parameter.empty)
+            if hint is not inspect.Parameter.empty and not _fits(value, hint):
+                says = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+                says = says.replace("collections.abc.", "").replace("typing.", "")
+                raise ValueError(f"{name} must be {says}, got {value!r}")
+        init(*args, **kwargs)
+
+    return wrapper
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotation, as far as that is one of the plain ones."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and (hint is float or isinstance(value, int))
+    if hint is str:
+        return isinstance(value, str)
+    if hint is dict or origin is dict:
+        return hasattr(value, "keys")
+    if origin in (Sequence, list, tuple) and get_args(hint) == (str,):
+        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+    return True
 
 
 #: Keys of a config that hold the path of weights, a folder or a list of files.

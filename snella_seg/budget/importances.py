@@ -69,12 +69,14 @@ class ImportanceTracker:
 
     @torch.no_grad()
     def update(self, grad_scale: Tensor | float = 1.0) -> None:
-        """Take in one step; one without any gradient is left out.
+        """Take in one step; without any gradient, sensitivities stay.
 
         Args:
             grad_scale: what the gradients are still multiplied by (a loss scale), else 1.
         """
-        if self.importance == "frobenius" or all(f.grad is None for f in self.factors):
+        if self.importance == "frobenius":
+            return
+        if self.importance == "sensitivity" and all(f.grad is None for f in self.factors):
             return
         self._follow_device()
         current = torch.empty_like(self._averages)
@@ -126,6 +128,12 @@ class ImportanceTracker:
                     f"the saved importances differ in {key}: {state.get(key)} instead of {value}"
                 )
         for key in ("average", "uncertainty"):
+            shapes = [tuple(saved.shape) for saved in state[key]]
+            if shapes != [tuple(mine.shape) for mine in getattr(self, key)]:
+                raise ValueError(
+                    "the saved importances are of factors of other shapes: resume with the rank "
+                    "and heads of the run that wrote them"
+                )
             if not all(bool(saved.isfinite().all()) for saved in state[key]):
                 raise ValueError(
                     "the saved importances are not finite, the run had diverged; resume from an "

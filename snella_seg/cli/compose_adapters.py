@@ -5,6 +5,7 @@ or the average of their deltas is merged into a stock checkpoint with the first 
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if not all(math.isfinite(weight) for weight in args.weights):
+        raise ValueError(f"--weights must be finite numbers, got {args.weights}")
     files = [read_adapter(args.first), read_adapter(args.second)]
     show_overlap(adapter_overlap(*files))
     if args.out:

@@ -12,6 +12,7 @@ from ..artifacts import save_adapter
 from ..configs import load_config
 from ..models import build_segmentor
 from .failures import plain_errors
+from .reading import refuse_without_adapters, require_suffix
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,7 +27,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    model = build_segmentor(load_config(args.config), args.checkpoint)
+    require_suffix(args.out, ".safetensors")
+    cfg = load_config(args.config)
+    refuse_without_adapters(cfg, args.checkpoint)
+    model = build_segmentor(cfg, args.checkpoint)
     file = save_adapter(model, args.out, heads=not args.no_heads)
     size = args.out.stat().st_size / 1e6
     print(f"{args.out}: {len(file.info['matrices'])} matrices, {size:.2f} MB")

@@ -14,6 +14,7 @@ from ..configs import load_config
 from ..inject import base_state
 from ..models import build_segmentor, find_wrapper, task_state
 from .failures import plain_errors
+from .reading import require_suffix
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    require_suffix(args.out, ".safetensors")
     cfg = load_config(args.config)
     untrained = build_segmentor(cfg)
     wrapper = find_wrapper(untrained)[1]

@@ -30,7 +30,7 @@ def plain_errors(main: Callable[..., None]) -> Callable[..., None]:
 
 def _can_be_mended(error: Exception) -> bool:
     """Whether an error tells of a wrong config, file or installation."""
-    kinds = (FileNotFoundError, ImportError, ValueError, TypeError)
+    kinds = (OSError, ImportError, ValueError, TypeError)
     of_ours = type(error).__module__.startswith("snella_seg.")  # CheckpointError and the like
     unknown_type = isinstance(error, KeyError) and "registry" in str(error)
     return isinstance(error, kinds) or of_ours or unknown_type

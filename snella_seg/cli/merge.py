@@ -19,6 +19,7 @@ from ..loading.files import atomic_write
 from ..loading.names import mmseg_to_timm
 from ..models import build_segmentor, find_wrapper, logits
 from .failures import plain_errors
+from .reading import refuse_without_adapters
 
 TOLERANCE = 1e-4  # of the largest logit: attention sums in another order in the stock model
 
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config)
     dtype = getattr(torch, args.dtype)
     stock = None if args.backbone else stock_config(cfg)
+    refuse_without_adapters(cfg, args.checkpoint)
     model = build_segmentor(cfg, args.checkpoint)
     _, wrapper = find_wrapper(model)
     if dtype != torch.float32:

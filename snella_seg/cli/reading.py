@@ -1,9 +1,15 @@
 """Reading a config as all tools do."""
 
 import importlib
+import logging
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ..configs import type_name
+from ..inject import get_method
+from ..loading import CheckpointError, holds_adapters
 
 
 def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
@@ -19,3 +25,58 @@ def run_preparation(cfg: Config) -> None:
     if cfg.get("prepare"):
         module, _, function = cfg.prepare.partition(":")
         getattr(importlib.import_module(module), function)(cfg)
+
+
+def require_suffix(path: Path, suffix: str) -> None:
+    """Refuse to write a file under the name of another kind.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if path.suffix != suffix:
+        raise ValueError(f"{path} will be a {suffix} file, name it so: {path.with_suffix(suffix)}")
+
+
+def check_hooks(cfg: Config) -> None:
+    """See that matrices can compete where the method lets them.
+
+    Raises:
+        ValueError: when SparsityAllocationHook is there twice; without one there is a warning.
+    """
+    backbone = cfg.model.get("backbone") or {}
+    if type_name(backbone) != "SnellaBackbone":
+        return
+    listed = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
+    count = sum(type_name(hook) == "SparsityAllocationHook" for hook in listed if hook)
+    name = _method_name(backbone)
+    targets = backbone.get("targets", "auto")
+    if count > 1:
+        raise ValueError(f"custom_hooks holds SparsityAllocationHook {count} times; keep one")
+    if count == 0 and get_method(name).allocation is not None and len(targets):
+        print_log(
+            f"method={name!r} without a SparsityAllocationHook: matrices do not compete, all "
+            "sparsities stay as they begin (custom_hooks)",
+            level=logging.WARNING,
+        )
+
+
+def refuse_without_adapters(cfg: Config, checkpoint: str) -> None:
+    """Refuse to use untrained adapters on top of a plain checkpoint, such as a merged one.
+
+    Raises:
+        CheckpointError: when the config adapts the backbone, and the checkpoint has no adapters.
+    """
+    backbone = cfg.model.get("backbone") or {}
+    if type_name(backbone) != "SnellaBackbone" or checkpoint.endswith(".safetensors"):
+        return
+    adapts = get_method(_method_name(backbone)).adapts
+    if adapts and holds_adapters(checkpoint) is False:
+        raise CheckpointError(
+            f"{checkpoint} holds no adapters (a merged, stock or fully tuned model), and this "
+            "config's would be untrained: use the config that lies beside it"
+        )
+
+
+def _method_name(backbone) -> str:
+    method = backbone.get("method", "snella")
+    return method if isinstance(method, str) else method.get("type", "snella")

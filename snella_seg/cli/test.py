@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from ..configs import load_config, type_name
-from ..inject import get_method
-from ..loading import CheckpointError, check_checkpoint, holds_adapters
+from ..configs import load_config
+from ..loading import check_checkpoint
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine, leave_process_group
-from .reading import run_preparation, set_work_dir
+from .reading import refuse_without_adapters, run_preparation, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,28 +53,6 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:
         hook.update(show=True, wait_time=args.wait_time)
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
-
-
-def refuse_without_adapters(cfg, checkpoint: str) -> None:
-    """Refuse to score untrained adapters on top of a plain checkpoint, such as a merged one.
-
-    Raises:
-        CheckpointError: when the config adapts the backbone, and the checkpoint has no adapters.
-    """
-    backbone = cfg.model.get("backbone") or {}
-    if type_name(backbone) != "SnellaBackbone" or checkpoint.endswith(".safetensors"):
-        return
-    adapts = get_method(_method_name(backbone)).adapts
-    if adapts and holds_adapters(checkpoint) is False:
-        raise CheckpointError(
-            f"{checkpoint} holds no adapters (a merged, stock or fully tuned model), and this "
-            "config's would be untrained: test it with the config that lies beside it"
-        )
-
-
-def _method_name(backbone) -> str:
-    method = backbone.get("method", "snella")
-    return method if isinstance(method, str) else method.get("type", "snella")
 
 
 @plain_errors

@@ -14,7 +14,7 @@ from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
-from .reading import run_preparation, set_work_dir
+from .reading import check_hooks, run_preparation, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_checkpoint(args.resume, "checkpoint to resume from", resume=True)
     elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
+    check_hooks(cfg)
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)

@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..configs import typed_options
 from ..loading.files import ATOMIC, atomic_write, remove_partials
 from ..models import strip_frozen
 from .exact_resume import ExactResumeHook
@@ -29,6 +30,7 @@ class SnellaCheckpointHook(CheckpointHook):
             (:class:`snella_seg.hooks.ExactResumeHook`); False leaves it all to mmengine.
     """
 
+    @typed_options
     def __init__(self, *args, slim: bool = True, exact_resume: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.slim, self.exact_resume = slim, exact_resume

@@ -11,6 +11,9 @@ from mmengine.registry import HOOKS
 from ..models.label_values import label_hint, label_ranges
 from .epochs import iterations_per_epoch
 
+#: Iterations after which a run whose labels are all to be ignored is ended.
+LOOK = 20
+
 
 class BadLabels(ValueError):
     """Label maps hold what the heads do not know."""
@@ -34,11 +37,17 @@ class LabelCheckHook(Hook):
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.ranges = label_ranges(model)
-        self.until = math.inf
+        self.until, self.seen, self.known = math.inf, False, False
+        self.look_until = runner.iter + LOOK
         with contextlib.suppress(ValueError, TypeError):  # a dataset without length
             self.until = runner.iter + iterations_per_epoch(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if runner.iter == self.look_until and self.ranges and self.seen and not self.known:
+            raise BadLabels(
+                f"all labels of the first {LOOK} iterations are to be ignored, nothing is learnt: "
+                "look at reduce_zero_label, and at the values of the label maps"
+            )
         if runner.iter >= self.until or not isinstance(data_batch, dict):
             return
         for sample in data_batch.get("data_samples", ()):
@@ -53,7 +62,9 @@ class LabelCheckHook(Hook):
                 f"label map {name} is a picture of several channels (shape {tuple(labels.shape)}): "
                 "convert colours to one channel of class numbers"
             )
+        self.seen = True
         for known in self.ranges:
+            self.known = self.known or bool((labels != known.ignore_index).any())
             wrong = (labels < 0) | (labels >= known.count)
             if not bool((wrong & (labels != known.ignore_index)).any()):
                 continue

@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
+from ..configs import typed_options
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 from .epochs import iterations_per_epoch
@@ -56,6 +57,7 @@ class SparsityAllocationHook(Hook):
             and final epochs, or than the time to the first reallocation. All at the start.
     """
 
+    @typed_options
     def __init__(
         self,
         target_sparsity: float = 0.8,

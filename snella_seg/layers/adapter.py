@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..configs import typed_options
 from ..engine import Bracket, DeltaBlock
 from ..functional import DeltaRule, get_kernel, get_sparsifier
 
@@ -191,6 +192,7 @@ class SnellaAdapter(Adapter):
         ValueError: on an argument that makes no sense; the message names the choices.
     """
 
+    @typed_options
     def __init__(
         self,
         in_features: int,

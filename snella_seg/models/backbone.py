@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
-from ..configs import type_name
+from ..configs import type_name, typed_options
 from ..inject import adapter_keys, add_adapters, freeze_base, get_method, settle
 from ..layers import disable_recompute, enable_recompute
 from ..loading import load_base, take_in
@@ -70,6 +70,7 @@ class SnellaBackbone(BaseModule):
         TypeError: on arguments that belong to the inner backbone.
     """
 
+    @typed_options
     def __init__(
         self,
         backbone: dict | None = None,

@@ -86,7 +86,12 @@ def load_image(cfg: Config, image: str) -> dict:
         raise FileNotFoundError(f"image not found: {image}")
     steps = cfg.get("test_pipeline") or cfg.test_dataloader.dataset.pipeline
     pipeline = Compose([step for step in steps if "Annotations" not in type_name(step)])
-    return pseudo_collate([pipeline(dict(img_path=str(image)))])
+    try:
+        return pseudo_collate([pipeline(dict(img_path=str(image)))])
+    except Exception as error:  # whatever a reader of images may raise
+        raise ValueError(
+            f"image {image} cannot be read by the test pipeline: {' '.join(str(error).split())}"
+        ) from error
 
 
 @torch.no_grad()

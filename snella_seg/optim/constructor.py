@@ -1,6 +1,8 @@
 """Optimizer parameters of a model that is mostly frozen."""
 
+import difflib
 import logging
+import math
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -26,6 +28,7 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __call__(self, model: nn.Module):
+        self._check(model)
         if not self.paramwise_cfg:
             self.paramwise_cfg = dict(custom_keys={})
         self.paramwise_cfg = dict(self.paramwise_cfg)
@@ -43,6 +46,30 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if any(rate is not None for rate in rates.values()):
             _set_rates(wrapper.optimizer, getattr(model, "module", model), rates)
         return wrapper
+
+    def _check(self, model: nn.Module) -> None:
+        """Refuse rates that are no numbers, counts below one, and slips of the pen in keys."""
+        options = dict(self.paramwise_cfg or {})
+        rates = {f"paramwise_cfg.{key}": options.get(key) for key in ("backbone_lr", "head_lr")}
+        rates["optimizer.lr"] = self.optimizer_cfg.get("lr")
+        for key, rate in rates.items():
+            number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            if rate is not None and not (number and 0.0 <= rate < math.inf):
+                raise ValueError(f"optim_wrapper.{key} must be a number, got {rate!r}")
+        counts = self.optim_wrapper_cfg.get("accumulative_counts", 1)
+        if isinstance(counts, bool) or not isinstance(counts, int) or counts < 1:
+            raise ValueError(
+                f"optim_wrapper.accumulative_counts must be a positive integer, got {counts!r}"
+            )
+        names = [name for name, _ in model.named_parameters()]
+        parts = sorted({part for name in names for part in name.split(".")})
+        for key in options.get("custom_keys", {}):
+            near = difflib.get_close_matches(key, parts, 1, 0.8)
+            if near and not any(key in name for name in names):
+                raise ValueError(
+                    f"paramwise_cfg.custom_keys {key!r} is part of no parameter's name, did you "
+                    f"mean {near[0]!r}?"
+                )
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         single: list[dict] = []

@@ -104,6 +104,52 @@ model = dict(
         "the schedule of 4 epochs is shorter than its warm-up (3) and final epochs (1) together; "
         "train longer or lower them",
     ),
+    "rank_as_text": (
+        "model = dict(backbone=dict(adapter=dict(rank='8')))",
+        "rank must be int, got '8'",
+    ),
+    "text_for_a_boolean": (
+        "model = dict(backbone=dict(check_base='False'))",
+        "check_base must be bool, got 'False'",
+    ),
+    "targets_as_dict": (
+        "model = dict(backbone=dict(targets=dict(q=True)))",
+        "targets must be str | Sequence[str], got",
+    ),
+    "boolean_interval": (
+        'custom_hooks = [dict(type="SparsityAllocationHook", interval=True)]',
+        "interval must be int | None, got True",
+    ),
+    "endless_interval": (
+        'custom_hooks = [dict(type="SparsityAllocationHook", interval=float("inf"))]',
+        "interval must be int | None, got inf",
+    ),
+    "half_an_epoch": (
+        'custom_hooks = [dict(type="SparsityAllocationHook", interval=2, warmup_epochs=0.5)]',
+        "warmup_epochs must be int, got 0.5",
+    ),
+    "hook_twice": (
+        "custom_hooks = 2 * [dict(type='SparsityAllocationHook', interval=2)]",
+        "custom_hooks holds SparsityAllocationHook 2 times; keep one",
+    ),
+    "slim_as_text": (
+        "default_hooks = dict(checkpoint=dict(type='SnellaCheckpointHook', slim='no'))",
+        "slim must be bool, got 'no'",
+    ),
+    "rate_as_text": (
+        "optim_wrapper = dict(constructor='SnellaOptimWrapperConstructor', "
+        "paramwise_cfg=dict(backbone_lr='1e-3'))",
+        "optim_wrapper.paramwise_cfg.backbone_lr must be a number, got '1e-3'",
+    ),
+    "custom_key": (
+        "optim_wrapper = dict(constructor='SnellaOptimWrapperConstructor', "
+        "paramwise_cfg=dict(custom_keys=dict(adaptors=dict(lr_mult=3))))",
+        "custom_keys 'adaptors' is part of no parameter's name, did you mean 'adapters'?",
+    ),
+    "accumulation": (
+        "optim_wrapper = dict(constructor='SnellaOptimWrapperConstructor', accumulative_counts=0)",
+        "optim_wrapper.accumulative_counts must be a positive integer, got 0",
+    ),
     "nothing_adapted": (
         "model = dict(backbone=dict(targets=[]))",
         "the model carries no SNELLA adapters",
@@ -240,7 +286,7 @@ CHANGES = {
     ),
     "nan_factors": (
         lambda state: state[FACTORS].fill_(float("nan")),
-        ("NaN or infinite adapter values", "adapters.k.in_factors", "use an earlier checkpoint"),
+        ("holds NaN or infinity", "adapters.k.in_factors", "use an earlier one"),
     ),
 }
 
@@ -259,6 +305,8 @@ def test_checkpoint_of_other_heads(tool, tiny_config_file, checkpoint, tmp_path)
     message = f"{name} is (7, 16, 1, 1) instead of (4, 16, 1, 1). Use the config that"
     refused(tool("test", tiny_config_file, saved, *options), message)
     refused(tool("test", tiny_config_file, saved, "--tta", *options), message)
+    content = dict.fromkeys(("meta", "optimizer", "message_hub"), {"is": "not reached"})
+    torch.save({**content, **torch.load(saved, weights_only=True)}, saved)
     refused(tool("train", tiny_config_file, "--resume", saved, *options), message)
 
 
@@ -305,7 +353,7 @@ def test_missing_label_map_seen_by_a_worker(tool, tiny_config_file, data_copy, t
     root = f"val_dataloader.dataset.data_root={data_copy}"
     arguments = ("--work-dir", tmp_path, "--cfg-options", *options, root)
     outcome = tool("train", tiny_config_file, *arguments)
-    refused(outcome, "FileNotFoundError", "annotations/validation/1.png")
+    refused(outcome, "label map", "annotations/validation/1.png is missing")
 
 
 def test_stderr_of_a_command_is_one_line(tiny_config_file, tmp_path):
@@ -322,3 +370,60 @@ def test_stderr_of_a_command_is_one_line(tiny_config_file, tmp_path):
     lines = done.stderr.strip().splitlines()
     assert "got rank=5 with heads=2" in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+OVERRIDES = {
+    "modle.backbone.adapter.rank=8": "no 'modle', did you mean 'model'?",
+    "optim_wraper.optimizer.lr=1": "no 'optim_wraper', did you mean 'optim_wrapper'?",
+    "train_dataloder.batch_size=4": "no 'train_dataloder', did you mean 'train_dataloader'?",
+    "default_hooks.checkpont.interval=1": "no 'checkpont', did you mean 'checkpoint'?",
+    "val_evaluator.iou_metric=mIoU": "no 'iou_metric', did you mean 'iou_metrics'?",
+    "custom_hooks.3.interval=2": "'3' is no place in a list of 1",
+}
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_an_override_that_is_a_slip_of_the_pen(tool, tiny_config_file, tmp_path, override):
+    done = tool("train", tiny_config_file, "--work-dir", tmp_path, "--cfg-options", override)
+    refused(done, OVERRIDES[override])
+
+
+def test_overrides_that_a_config_leaves_open_are_taken(tool, tiny_config_file, tmp_path):
+    options = (
+        "--cfg-options",
+        "optim_wrapper.clip_grad.max_norm=1.0",
+        "find_unused_parameters=True",
+    )
+    done = tool("train", tiny_config_file, "--work-dir", tmp_path, *options)
+    assert done.code == 0, done.err
+
+
+UNREADABLE = {
+    "c.txt": ("model = dict()", "configs are .py, .json or .yaml files"),
+    "empty.py": ("", "has no model: it must hold one, or inherit it"),
+    "name.py": ("model = dict(type=Encoder)", "NameError: name 'Encoder' is not defined"),
+    "loop.py": ("_base_ = './loop.py'", "leads back to itself"),
+    "syntax.py": ("model = dict(", "syntax.py: "),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("command", ["train", "preflight"])
+def test_a_config_that_cannot_be_read(tool, tmp_path, name, command):
+    text, message = UNREADABLE[name]
+    (tmp_path / name).write_text(text)
+    refused(tool(command, tmp_path / name), message)
+
+
+def test_files_under_the_name_of_another_kind(tool, tiny_config_file, checkpoint, tmp_path):
+    saved = checkpoint(lambda state: None)
+    for command in ("export_adapter", "export_delta"):
+        done = tool(command, tiny_config_file, saved, tmp_path / "out.pth")
+        refused(done, "out.pth will be a .safetensors file, name it so")
+
+
+def test_a_text_for_an_image(tool, tiny_config_file, checkpoint, tmp_path):
+    (tmp_path / "image.png").write_text("not a picture")
+    saved, image = checkpoint(lambda state: None), tmp_path / "image.png"
+    done = tool("merge", tiny_config_file, saved, tmp_path / "merged", "--image", image)
+    refused(done, "image.png cannot be read by the test pipeline")

@@ -66,7 +66,10 @@ def compare(
         ValueError: on unknown methods, or a config that cannot be varied.
         ComparisonFailed: at the end, when runs failed.
     """
-    methods, lr = list(dict.fromkeys(methods)), dict(lr or {})
+    methods, lr = list(methods), dict(lr or {})
+    twice = [method for method in methods if methods.count(method) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice in --methods")
     for method in methods:
         Variant.parse(method)
     unused = [method for method in lr if method not in methods]
