@@ -74,7 +74,8 @@ def test_paths_are_looked_for_above_the_config(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     path = tmp_path / "configs/own/c.py"
     path.write_text(
-        "model = dict(type='EncoderDecoder')\ntrain_dataloader = dict(dataset=dict(data_root='data'))\n"
+        "model = dict(type='EncoderDecoder')\n"
+        "train_dataloader = dict(dataset=dict(data_root='data'))\n"
     )
     monkeypatch.chdir(tmp_path / "configs")
     assert load_config(path).train_dataloader.dataset.data_root == str(tmp_path / "data")

@@ -16,4 +16,18 @@ def centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> 
     return dense - dense.mean(0, keepdim=True) - dense.mean(1, keepdim=True) + dense.mean()
 
 
+def column_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+    """D minus its means over outputs alone, (out, in)."""
+    dense = distance_kernel(in_factors, out_factors, scale)
+    return dense - dense.mean(0, keepdim=True)
+
+
+def row_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+    """D minus its means over inputs alone, (out, in)."""
+    dense = distance_kernel(in_factors, out_factors, scale)
+    return dense - dense.mean(1, keepdim=True)
+
+
 register_kernel("centred", centred_kernel)
+register_kernel("column_centred", column_centred_kernel)
+register_kernel("row_centred", row_centred_kernel)
