@@ -179,7 +179,9 @@ def _config_class(name: str | None, options: Mapping[str, Any]) -> tuple[type, d
     try:
         import peft
     except ImportError:
-        raise ImportError("method='peft' needs the package peft: pip install peft") from None
+        raise ImportError(
+            "method='peft' needs the package peft: pip install 'snella_seg[peft]'"
+        ) from None
     cls = getattr(peft, str(name), None)
     if not (inspect.isclass(cls) and issubclass(cls, peft.PeftConfig)):
         known = [n for n in dir(peft) if n.endswith("Config") and n != "PeftConfig"]

@@ -28,6 +28,21 @@ def row_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float)
     return dense - dense.mean(1, keepdim=True)
 
 
+def row_held_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+    """Double centring whose means over inputs are constants in the gradient, (out, in)."""
+    dense = distance_kernel(in_factors, out_factors, scale)
+    dense = dense - dense.mean(0, keepdim=True)
+    return dense - dense.mean(1, keepdim=True).detach()
+
+
+def held_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+    """Double centring whose means are all constants in the gradient, (out, in)."""
+    dense = distance_kernel(in_factors, out_factors, scale)
+    return dense + (centred_kernel(in_factors, out_factors, scale=scale) - dense).detach()
+
+
+register_kernel("row_held", row_held_kernel)
+register_kernel("held", held_kernel)
 register_kernel("centred", centred_kernel)
 register_kernel("column_centred", column_centred_kernel)
 register_kernel("row_centred", row_centred_kernel)
