@@ -53,7 +53,7 @@ class AutogradTiles:
         grads = torch.autograd.grad(tile.graph, tile.leaves, grad_dense, allow_unused=True)
         for index, grad in enumerate(grads):
             if grad is not None and index == 0:
-                self.sums[0][:, tile.columns] = grad
+                self.sums[0][:, tile.columns] += grad
             elif grad is not None:
                 self.sums[index] += grad
 

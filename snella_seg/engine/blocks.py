@@ -11,9 +11,7 @@ from ..functional import DeltaRule
 from ..functional.delta import HALF
 from . import tiles, triton_delta
 from .threshold_search import Bracket
-
-#: What making a delta leaves for backward, small: its threshold, then what its maker needs.
-State = tuple[Tensor | None, ...]
+from .tiles import State
 
 
 class Maker(Enum):
@@ -90,6 +88,12 @@ class MadeBlock:
     def active(self) -> Tensor | None:
         """Of a delta of tiles: the columns that are differentiated, None for most or all."""
         return self.state[1]
+
+    @property
+    def centre(self) -> tuple[Tensor, Tensor] | None:
+        """Of a centred delta of tiles: the means over inputs, (out,), and over outputs, (in,)."""
+        inputs, outputs = self.state[3:5]
+        return None if inputs is None or outputs is None else (inputs, outputs)
 
     @property
     def unit(self) -> float:

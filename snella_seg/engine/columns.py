@@ -1,6 +1,7 @@
-"""How the columns of a matrix are cut into tiles that stay in a processor's cache."""
+"""How the columns of a matrix are cut into tiles that stay in a cache, and what tiles do."""
 
 import math
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -23,3 +24,33 @@ def column_tiles(out_features: int, in_features: int) -> list[slice]:
 def column_parts(columns: Tensor, out_features: int) -> tuple[Tensor, ...]:
     """Cut chosen columns likewise."""
     return columns.split(max(MIN_COLUMNS, TILE // out_features)) if len(columns) else ()
+
+
+class Tile(Protocol):
+    """K of some columns of a matrix, and whatever else its derivatives need."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    @property
+    def dense(self) -> Tensor: ...
+
+
+class Tiles(Protocol):
+    """K of one matrix, tile by tile, and the sums of its parameters' gradients.
+
+    ``params`` are in_factors (H, in, r/H), out_factors (H, out, r/H), then the kernel's scalars.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix, (out, in)."""
+
+    def tile(self, columns: Columns, out: Tensor | None = None) -> Tile:
+        """Make K of these columns, in ``out`` where that is given."""
+
+    def add_gradients(self, tile: Any, grad_dense: Tensor) -> None:
+        """Take in the gradient of the loss by K of a tile; may overwrite both."""
+
+    def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """The sums as gradients of ``params``, in their dtypes; None where not needed."""

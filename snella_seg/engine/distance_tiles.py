@@ -140,7 +140,7 @@ class DistanceTiles:
                 change = ratio[:, None] * self._steps(h, o, c, tile.columns)
                 grad_p.index_put_((h, c), change, accumulate=True)
                 self.grad_q.index_put_((h, o), -change, accumulate=True)
-        self.grad_p[:, tile.columns] = grad_p
+        self.grad_p[:, tile.columns] += grad_p
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The sums as gradients of ``params``, in their dtypes; None where not needed."""

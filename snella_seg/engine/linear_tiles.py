@@ -43,7 +43,7 @@ class LinearTiles:
 
     def add_gradients(self, tile: LinearTile, grad_dense: Tensor) -> None:
         """Take in the gradient of the loss by K of a tile, (out, columns)."""
-        self.grad_p[tile.columns] = grad_dense.T @ self.q
+        self.grad_p[tile.columns] += grad_dense.T @ self.q
         self.grad_q += grad_dense @ self.p[tile.columns]
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:

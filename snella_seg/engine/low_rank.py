@@ -25,6 +25,7 @@ def is_low_rank(block: DeltaBlock) -> bool:
     return (
         isinstance(rule, DeltaRule)
         and get_kernel(rule.kernel).function is linear_kernel
+        and not get_kernel(rule.kernel).centred
         and get_sparsifier(rule.sparsifier).factor is full_factor
     )
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from . import columns as cut
 from . import tiles, triton_delta, whole_delta
-from .blocks import DeltaBlock, MadeBlock, Maker, State, makers
-from .columns import Columns
+from .blocks import DeltaBlock, MadeBlock, Maker, makers
+from .columns import Columns, Tile, Tiles
+from .tiles import State
 
 
 def _covered(blocks: Sequence[DeltaBlock], rows: int) -> bool:
@@ -148,24 +149,21 @@ def _backward_tiled(
     blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept,
     factor, scale)`` gets columns of the other deltas, those that hold non-zero weights only.
     """
-    matrices = [tiles.tiles_of(m.block.params, m.block.rule) for m in made]
+    matrices = [tiles.tiles_of(m.block.params, m.block.rule, m.centre) for m in made]
 
     def remake(
-        entry: MadeBlock, matrix: tiles.Tiles, columns: Columns
-    ) -> tuple[tiles.Tile, Tensor, Tensor]:
+        entry: MadeBlock, matrix: Tiles, columns: Columns
+    ) -> tuple[Tile, Tensor, Tensor, Tensor]:
         tile = matrix.tile(columns)
-        threshold = entry.threshold
-        kept, factor = tiles.split_factor(tile.dense, threshold, entry.block.rule.sparsifier)
-        return tile, kept, factor
+        sparsifier = entry.block.rule.sparsifier
+        kept, factor = tiles.split_factor(tile.dense, entry.threshold, sparsifier)
+        through = tiles.gradient_factor(tile.dense, entry.threshold, sparsifier)
+        return tile, kept, factor, factor if through is None else through
 
-    def differentiate(
-        entry: MadeBlock, matrix: tiles.Tiles, tile: tiles.Tile, factor: Tensor
-    ) -> None:
+    def differentiate(entry: MadeBlock, matrix: Tiles, tile: Tile, factor: Tensor) -> None:
         if not any(entry.needs):
             return
-        sparsifier = entry.block.rule.sparsifier
-        through = tiles.gradient_factor(tile.dense, entry.threshold, sparsifier)
-        grad = grad_delta(entry.block.rows, tile.columns, factor if through is None else through)
+        grad = grad_delta(entry.block.rows, tile.columns, factor)
         entry_scale = scale / entry.unit
         matrix.add_gradients(tile, grad if entry_scale == 1.0 else grad.mul_(entry_scale))
 
@@ -181,7 +179,7 @@ def _backward_tiled(
     for columns in cut.column_tiles(tallest, shape[1]) if dense else ():
         merged = None if use_merged is None else base_tile(columns)
         for entry, matrix in dense:
-            tile, kept, factor = remake(entry, matrix, columns)
+            tile, kept, factor, through = remake(entry, matrix, columns)
             if merged is not None and use_merged is not None:
                 rows = entry.block.rows
                 base = None if weight is None else weight[rows, columns].to(kept.dtype)
@@ -190,16 +188,16 @@ def _backward_tiled(
                     use_merged(columns, merged)
                     merged = None
             del kept
-            differentiate(entry, matrix, tile, factor)
-            del tile, factor
+            differentiate(entry, matrix, tile, through)
+            del tile, factor, through
     for entry, matrix in pairs:
         if entry.active is None:
             continue
         for chosen in cut.column_parts(entry.active, tallest):
-            tile, kept, factor = remake(entry, matrix, chosen)
+            tile, kept, factor, through = remake(entry, matrix, chosen)
             if use_sparse is not None:
                 use_sparse(entry.block.rows, chosen, kept, factor, scale / entry.unit)
-            differentiate(entry, matrix, tile, factor)
+            differentiate(entry, matrix, tile, through)
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
 
 

@@ -8,7 +8,6 @@ through its non-zero entries only: backward leaves such columns out.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,45 +23,17 @@ from ..functional.sparsify import (
 )
 from . import columns as cut
 from .autograd_tiles import AutogradTiles
-from .columns import Columns
+from .centred_tiles import CentredTiles, write_centred
+from .columns import Tiles
 from .distance_tiles import DistanceTiles
 from .linear_tiles import LinearTiles
 from .threshold_search import Bracket, ThresholdSearch
 
+#: What making a delta leaves for backward, small: its threshold, then what its maker needs.
+State = tuple[Tensor | None, ...]
+
 #: Share of active columns (rows) above which gathering them costs more than it saves.
 GATHER = 0.7
-
-
-class Tile(Protocol):
-    """K of some columns of a matrix, and whatever else its derivatives need."""
-
-    @property
-    def columns(self) -> Columns: ...
-
-    @property
-    def dense(self) -> Tensor: ...
-
-
-class Tiles(Protocol):
-    """K of one matrix, tile by tile, and the sums of its parameters' gradients.
-
-    ``params`` are in_factors (H, in, r/H), out_factors (H, out, r/H), then the kernel's scalars.
-    """
-
-    def __init__(self, params: tuple[Tensor, ...], rule: DeltaRule) -> None: ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the matrix, (out, in)."""
-
-    def tile(self, columns: Columns, out: Tensor | None = None) -> Tile:
-        """Make K of these columns, in ``out`` where that is given."""
-
-    def add_gradients(self, tile: Tile, grad_dense: Tensor) -> None:
-        """Take in the gradient of the loss by K of a tile; may overwrite both."""
-
-    def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """The sums as gradients of ``params``, in their dtypes; None where not needed."""
 
 
 #: Function of a kernel -> what makes its tiles.
@@ -73,9 +44,16 @@ TILES: dict[Callable[..., Tensor], type] = {
 }
 
 
-def tiles_of(params: tuple[Tensor, ...], rule: DeltaRule) -> Tiles:
-    """K of one matrix, tile by tile, by the kernel of ``rule``."""
-    return TILES.get(get_kernel(rule.kernel).function, AutogradTiles)(params, rule)
+def tiles_of(
+    params: tuple[Tensor, ...], rule: DeltaRule, centre: tuple[Tensor, Tensor] | None = None
+) -> Tiles:
+    """K of one matrix, tile by tile, by the kernel of ``rule``.
+
+    Of a centred kernel these are the tiles of its function, until ``centre`` gives the means over
+    inputs and outputs that :func:`~snella_seg.engine.centred_tiles.write_centred` has found.
+    """
+    made: Tiles = TILES.get(get_kernel(rule.kernel).function, AutogradTiles)(params, rule)
+    return made if centre is None else CentredTiles(made, centre)
 
 
 def can_tile(rule: DeltaRule) -> bool:
@@ -122,7 +100,7 @@ def write_delta(
     out: Tensor,
     base: Tensor | None = None,
     scale: float = 1.0,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> State:
     """Write ``base + scale * delta`` of one matrix into ``out``, both (out, in).
 
     Args:
@@ -137,14 +115,16 @@ def write_delta(
     Returns:
         The threshold (0-dim); the indices of the columns that hold non-zero weights, or None when
         those are most columns, when others have a gradient too, or when chosen columns may come
-        out with other bits; and the root mean square of K (0-dim) where the factor is relative to
-        it.
+        out with other bits; the root mean square of K (0-dim) where the factor is relative to it;
+        and the means over inputs (out,) and over outputs (in,) that a centred kernel lost.
     """
     matrix = tiles_of(params, rule)
     sparsifier = get_sparsifier(rule.sparsifier)
     search = ThresholdSearch(out.numel(), sparsity, bracket) if rule.competes else None
+    centre = write_centred(matrix, out) if get_kernel(rule.kernel).centred else (None, None)
     for columns in cut.column_tiles(*matrix.shape):
-        dense = matrix.tile(columns, out[:, columns]).dense
+        made = centre[0] is not None
+        dense = out[:, columns] if made else matrix.tile(columns, out[:, columns]).dense
         if search is not None:
             search.add(dense)
     unit = unit_of(out) if sparsifier.relative else None
@@ -159,9 +139,9 @@ def write_delta(
         torch.maximum(active, _largest(factor, 0), out=active)
         write_rows(out[rows], None if base is None else base[rows], kept, factor, scale)
     if isinstance(matrix, AutogradTiles) or sparsifier.gradient is not None:
-        return threshold, None, unit
+        return threshold, None, unit, *centre
     found = active.nonzero()[:, 0]
-    return threshold, found if len(found) <= GATHER * len(active) else None, unit
+    return threshold, found if len(found) <= GATHER * len(active) else None, unit, *centre
 
 
 def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:

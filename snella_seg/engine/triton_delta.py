@@ -60,7 +60,7 @@ def available(device: torch.device) -> bool:
 def knows(rule: DeltaRule) -> bool:
     """Whether there are kernels for this way of making a delta."""
     kernel, sparsifier = get_kernel(rule.kernel), get_sparsifier(rule.sparsifier)
-    plain = not sparsifier.gradient and not sparsifier.relative
+    plain = not (sparsifier.gradient or sparsifier.relative or kernel.centred)
     return kernel.function in MIXED and sparsifier.factor in MODES and plain
 
 

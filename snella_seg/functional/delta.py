@@ -46,7 +46,7 @@ class DeltaRule:
 
     def dense(self, params: tuple[Tensor, ...]) -> Tensor:
         """K, (out, in), from in_factors, out_factors and the kernel's scalars in its order."""
-        return get_kernel(self.kernel).function(*in_working_precision(params), scale=self.scale)
+        return get_kernel(self.kernel).dense(*in_working_precision(params), scale=self.scale)
 
     def threshold(self, dense: Tensor, sparsity: float) -> Tensor:
         """The magnitude that an entry of K has to exceed, 0-dim; below 0 where none competes."""

@@ -110,19 +110,37 @@ def linear_kernel(in_factors: Tensor, out_factors: Tensor, scale: float = 1.0) -
     return scale * torch.einsum("hor,hir->oi", out_factors, in_factors)
 
 
+def double_centred(dense: Tensor) -> Tensor:
+    """A matrix minus its means over inputs and over outputs, plus the mean of all, (out, in).
+
+    Distances are never negative, so their means by rows and columns are large, and move all weights
+    of a neuron alike. Centring, as in multidimensional scaling, leaves what tells weights apart;
+    of squared distances it would leave the product of the factors.
+    """
+    dense = dense - dense.mean(0, keepdim=True)
+    return dense - dense.mean(1, keepdim=True)
+
+
 class Kernel(NamedTuple):
     """A registered kernel.
 
     Attributes:
         function: ``function(in_factors, out_factors, *scalars, scale) -> (out, in)``.
         scalars: name -> initial value of each learnable scalar, in the order of the function.
-        columnwise: whether a column of the result depends on that row of ``in_factors`` alone, so
-            that the result may be made of parts.
+        columnwise: whether a column of the function's result depends on that row of ``in_factors``
+            alone, so that the result may be made of parts.
+        centred: whether K is the function's result :func:`double_centred`.
     """
 
     function: Callable[..., Tensor]
     scalars: Mapping[str, float]
     columnwise: bool
+    centred: bool = False
+
+    def dense(self, *params: Tensor, scale: float) -> Tensor:
+        """K, (out, in), from factors and scalars."""
+        made = self.function(*params, scale=scale)
+        return double_centred(made) if self.centred else made
 
 
 #: Name -> kernel; :func:`register_kernel` adds to it.
@@ -134,6 +152,7 @@ def register_kernel(
     function: Callable[..., Tensor],
     scalars: Mapping[str, float] | None = None,
     columnwise: bool | None = None,
+    centred: bool = False,
 ) -> None:
     """Let ``kernel=name`` stand for a function, in training and wherever else deltas are made.
 
@@ -149,13 +168,15 @@ def register_kernel(
         columnwise: whether a column of the result depends on that row of ``in_factors`` alone.
             Then large matrices are made in parts, which saves memory. None finds out on small
             random factors.
+        centred: whether K is what the function returns :func:`double_centred`.
 
     Raises:
         ValueError: on a name that is taken, scalars that cannot be parameters, or a function that
             does not return (out, in).
     """
     scalars = dict(scalars or {})
-    if name in KERNELS and KERNELS[name].function is not function:
+    taken_by = KERNELS.get(name)
+    if taken_by is not None and (taken_by.function, taken_by.centred) != (function, centred):
         raise ValueError(f"a kernel {name!r} is registered already; choose another name")
     taken = {"in_factors", "out_factors", "sparsity"}
     wrong = [s for s in scalars if not s.isidentifier() or s in taken]
@@ -163,7 +184,7 @@ def register_kernel(
         raise ValueError(f"scalars of a kernel must be new parameter names, got {wrong[0]!r}")
     if columnwise is None:
         columnwise = _is_columnwise(function, scalars)
-    KERNELS[name] = Kernel(function, scalars, columnwise)
+    KERNELS[name] = Kernel(function, scalars, columnwise, centred)
 
 
 def get_kernel(name: str) -> Kernel:
@@ -196,5 +217,6 @@ def _is_columnwise(function: Callable[..., Tensor], scalars: Mapping[str, float]
 
 
 register_kernel("distance", distance_kernel)
+register_kernel("centred", distance_kernel, centred=True)
 register_kernel("linear", linear_kernel)
 register_kernel("mixed", mixed_kernel, {"alpha": 1.0, "gamma": 1.0, "beta": 0.0})

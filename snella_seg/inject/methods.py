@@ -94,8 +94,8 @@ METHODS = {
     "snella": Method("SNELLA", "adapters whose matrices compete (arXiv 2510.24037)"),
     "snella_v2": Method(
         "SNELLA v2",
-        "the same competition over LoRA's product, relative magnitudes, straight-through gradients",
-        defaults=dict(kernel="linear", scale=1.0, sparsifier="normalised_through"),
+        "the same competition; distances are centred, and magnitudes relative to their mean",
+        defaults=dict(kernel="centred", sparsifier="normalised"),
         foreign=("kernel", "scale", "sparsifier", "spread"),
     ),
 }

@@ -52,7 +52,7 @@ def problem(dtype=torch.float64, requires_grad=True):
     return x.requires_grad_(requires_grad), weight, bias
 
 
-@pytest.mark.parametrize("kernel", ["mixed", "distance", "linear"])
+@pytest.mark.parametrize("kernel", ["mixed", "distance", "linear", "centred"])
 @pytest.mark.parametrize("rows", [((0, 12),), ((0, 4), (4, 8), (8, 12)), ((4, 8),)])
 def test_agrees_with_plain_autograd(kernel, rows):
     x, weight, bias = problem()
@@ -69,7 +69,7 @@ def test_agrees_with_plain_autograd(kernel, rows):
 
 @pytest.mark.parametrize("sparsity", [0.4, 0.95])
 @pytest.mark.parametrize("sparsifier", ["normalised", "normalised_through"])
-@pytest.mark.parametrize("kernel", ["mixed", "linear"])
+@pytest.mark.parametrize("kernel", ["mixed", "linear", "centred"])
 def test_relative_forms_agree_with_plain_autograd(kernel, sparsifier, sparsity):
     x, weight, bias = problem()
     blocks = blocks_of(kernel=kernel, sparsifier=sparsifier, sparsity=sparsity)

@@ -10,7 +10,7 @@ from snella_seg.functional import DeltaRule, mixed_kernel
 
 RULES = [
     DeltaRule(kernel, sparsifier)
-    for kernel in ("mixed", "distance", "linear")
+    for kernel in ("mixed", "distance", "linear", "centred")
     for sparsifier in ("weighted", "soft", "hard", "none", "normalised", "normalised_through")
 ]
 
@@ -27,8 +27,9 @@ def tiled_delta(params, rule, sparsity, grad, **options):
     """Delta, threshold, columns and gradients, in tiles."""
     outs, ins = params[1].shape[1], params[0].shape[1]
     out = torch.empty(outs, ins, dtype=params[0].dtype)
-    threshold, active, unit = tiles.write_delta(params, rule, sparsity, Bracket(), out, **options)
-    matrix = tiles.tiles_of(params, rule)
+    state = tiles.write_delta(params, rule, sparsity, Bracket(), out, **options)
+    threshold, active, unit, *centre = state
+    matrix = tiles.tiles_of(params, rule, None if centre[0] is None else tuple(centre))
     parts = columns.column_tiles(outs, ins) if active is None else [active]
     for part in parts:
         tile = matrix.tile(part)
@@ -109,7 +110,7 @@ def test_the_same_weights_take_part_in_backward(monkeypatch):
     out = torch.empty(96, 640)
     monkeypatch.setattr(columns, "MIN_COLUMNS", 128)
     monkeypatch.setattr(columns, "TILE", 96 * 128)
-    threshold, active, _ = tiles.write_delta(params, rule, 0.995, Bracket(), out)
+    threshold, active, *_ = tiles.write_delta(params, rule, 0.995, Bracket(), out)
     matrix = DistanceTiles(params, rule)
     assert 0 < len(active) < 640
     again = matrix.tile(active).dense

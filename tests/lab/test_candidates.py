@@ -16,7 +16,7 @@ def factors(heads=4, seed=0):
 
 
 def test_centred_distances_have_no_means():
-    dense = get_kernel("centred").function(*factors(), scale=0.1)
+    dense = get_kernel("centred").dense(*factors(), scale=0.1)
     assert dense.shape == (5, 7) and dense.std() > 1e-3
     for dim in (0, 1):
         torch.testing.assert_close(dense.mean(dim), torch.zeros_like(dense.mean(dim)))

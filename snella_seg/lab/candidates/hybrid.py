@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...functional import distance_kernel, linear_kernel, register_kernel
-from .centred import centred_kernel
+from ...functional.kernels import double_centred
 
 
 def hybrid_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
@@ -20,7 +20,8 @@ def hybrid_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: flo
     """The same with centred distances."""
     half = len(in_factors) // 2
     product = linear_kernel(in_factors[:half], out_factors[:half])
-    return product + centred_kernel(in_factors[half:], out_factors[half:], scale=scale)
+    distances = distance_kernel(in_factors[half:], out_factors[half:], scale)
+    return product + double_centred(distances)
 
 
 register_kernel("hybrid", hybrid_kernel)
