@@ -11,6 +11,10 @@ from ..inject import list_adapters
 IMPORTANCES = ("sensitivity", "magnitude", "frobenius")
 
 
+#: An importance of one step counts no more than this many times the largest average so far.
+WILD = 100.0
+
+
 class ImportanceTracker:
     """Smoothed importances of the factors of all adapted matrices of a model.
 
@@ -92,6 +96,9 @@ class ImportanceTracker:
             if not isinstance(grad_scale, float) or grad_scale != 1.0:
                 current /= grad_scale
         current.abs_()
+        # One wild gradient must not decide an allocation: what is far above all seen is cut.
+        limit = WILD * self._averages.amax()
+        torch.where(limit > 0, current.clamp(max=limit), current, out=current)
         ema_importance_(current, self._averages, self._uncertainties, self.beta1, self.beta2)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from ..configs import typed_options
 from ..loading.files import ATOMIC, atomic_write, remove_partials
 from ..models import strip_frozen
 from .exact_resume import ExactResumeHook
+from .stop_signals import StopSignals
 
 
 @HOOKS.register_module()
@@ -38,12 +39,14 @@ class SnellaCheckpointHook(CheckpointHook):
         local = self.out_dir is None or "://" not in str(self.out_dir)
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=ATOMIC)
+        self.signals = StopSignals()
         self._told = False
 
     # What exact resume needs to see
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        self.signals.before_train(runner)
         if is_main_process() and Path(self.out_dir).is_dir():
             remove_partials(Path(self.out_dir))
         if self.resuming is not None:
@@ -63,6 +66,31 @@ class SnellaCheckpointHook(CheckpointHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.resuming is not None:
             self.resuming.after_load_checkpoint(runner, checkpoint)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.signals.received is not None:
+            self._stop(runner)
+
+    def after_train(self, runner) -> None:
+        self.signals.after_train(runner)
+        super().after_train(runner)
+
+    def _stop(self, runner) -> None:
+        """Write a checkpoint of the step that was just finished, and end with the signal's status.
+
+        Raises:
+            SystemExit: 128 + the number of the signal, as shells have it.
+        """
+        done = runner.iter + 1
+        written = not self.by_epoch
+        if written and Path(self.last_ckpt or "").name != self.filename_tmpl.format(done):
+            self._save_checkpoint(runner)
+        runner.logger.warning(
+            f"stopped after iteration {done} of {runner.max_iters}; "
+            + ("--resume goes on from here" if written else "--resume goes on from the last epoch")
+        )
+        raise SystemExit(128 + self.signals.received)
 
     def _warn_of_lost_gradients(self, runner) -> None:
         counts = getattr(runner.optim_wrapper, "_accumulative_counts", 1)

@@ -26,6 +26,8 @@ def refuse_other_heads(model: nn.Module) -> None:
     """
     while hasattr(model, "module"):  # DDP, test-time augmentation
         model = model.module
+    if not isinstance(model, nn.Module):  # FlexibleRunner builds it later, from its config
+        return
     model._register_load_state_dict_pre_hook(_check_heads, with_module=True)
 
 

@@ -82,3 +82,20 @@ def test_state_round_trip_and_refusal():
     state = {**first.state_dict(), "names": ["other"]}
     with pytest.raises(ValueError, match="differ in names"):
         second.load_state_dict(state)
+
+
+def test_one_wild_gradient_is_soon_forgotten():
+    """A single element of 1e6 used to decide allocations for dozens of steps."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    add_adapters(layers, dict(rank=8), ["0", "1"])
+    calm, wild = ImportanceTracker(layers), ImportanceTracker(layers)
+    generator = torch.Generator().manual_seed(1)
+    for step_number in range(20):
+        for factor in calm.factors:
+            factor.grad = torch.randn(factor.shape, generator=generator)
+        calm.update()
+        if step_number == 9:
+            calm.factors[0].grad[0, 0, 0] = 1e6
+        wild.update()
+    assert wild.scores() == pytest.approx(calm.scores(), rel=0.1)
