@@ -1,10 +1,10 @@
 """Files: found, written whole or not at all, and read with plain errors."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from ..inject import is_adapter_key
 from .errors import CheckpointError
 
 ATOMIC = "SnellaAtomicBackend"
+#: Key of the metadata of a safetensors file.
+DIGEST = "sha256"
 _REMOTE = ("http://", "https://", "s3://", "modelzoo://", "torchvision://", "open-mmlab://")
 
 
@@ -62,7 +64,7 @@ register_backend(ATOMIC, AtomicBackend, force=True)
 
 def remove_partials(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder."""
-    for partial in folder.glob("*.pth.partial*"):
+    for partial in folder.glob("*.partial*"):
         partial.unlink(missing_ok=True)
 
 
@@ -78,12 +80,27 @@ def is_pickle_or_zip(path: str | os.PathLike) -> bool:
 
 
 def save_safetensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:
-    """Write tensors atomically; each is stored on its own, contiguous, from the CPU."""
+    """Write tensors atomically; each is stored on its own, contiguous, from the CPU.
+
+    A digest of all tensors and metadata goes along, which :func:`load_safetensors` checks.
+    """
     from safetensors.torch import save_file
 
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_write(path) as partial:
-        save_file(own, partial, metadata)
+        save_file(own, partial, {**metadata, DIGEST: _digest(own, metadata)})
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of tensors, and of all metadata but itself."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    for key, text in sorted(metadata.items()):
+        if key != DIGEST:
+            found.update(f"{key} {text}\n".encode())
+    return found.hexdigest()
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
@@ -91,7 +108,7 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
 
     Raises:
         FileNotFoundError: when it is not there.
-        CheckpointError: when it is cut short, or of another kind, such as a pickle.
+        CheckpointError: when it is cut short, damaged, or of another kind, such as a pickle.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -104,12 +121,18 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict, dict[str, str]]:
         )
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            metadata = file.metadata() or {}
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is cut short or no safetensors file ({error}); get it anew"
         ) from None
+    if DIGEST in metadata and metadata[DIGEST] != _digest(tensors, metadata):
+        raise CheckpointError(
+            f"{path} is damaged or was changed by hand: its content is not what was written; get "
+            "it anew"
+        )
+    return tensors, metadata
 
 
 def damage(path: str | os.PathLike) -> str | None:
@@ -125,7 +148,7 @@ def damage(path: str | os.PathLike) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError) as error:
+    except Exception as error:  # whatever damaged names, lengths and flags lead to
         return f"is damaged ({error})"
     return None if wrong is None else f"is damaged (bytes of {wrong} are not those written)"
 

@@ -31,6 +31,7 @@ def rewrite(path, change_metadata=None, change_tensors=None):
 
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
+    metadata.pop("sha256", None)  # or else that is all that is told
     tensors = load_file(path)
     if change_metadata:
         change_metadata(metadata)

@@ -1,5 +1,6 @@
 """Sparse deltas: exact both ways, compact, and for one base only."""
 
+import json
 import math
 
 import numpy as np
@@ -139,6 +140,11 @@ def test_damage_is_found(states, tmp_path):
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
+    emptied = json.loads(metadata["snella"]) | {"base": {}, "merged": {}}
+    save_file(tensors, path, {**metadata, "snella": json.dumps(emptied)})
+    with pytest.raises(CheckpointError, match="was changed by hand"):
+        load_delta(path)
+    del metadata["sha256"]  # or else that is all that is told
     name = "cls_token.changes"
     for change in ({name: tensors[name][:-1]}, {name: None}):
         spoilt = {k: v for k, v in {**tensors, **change}.items() if v is not None}
