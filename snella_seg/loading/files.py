@@ -143,9 +143,9 @@ def damage(path: str | os.PathLike) -> str | None:
     with open(path, "rb") as file:
         if file.read(1) == b"\x80":  # as torch saved before 1.6: without checksums
             return None
-    if not zipfile.is_zipfile(path):
-        return "is cut short or not from torch.save"
     try:
+        if not zipfile.is_zipfile(path):
+            return "is cut short or not from torch.save"
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
     except Exception as error:  # whatever damaged names, lengths and flags lead to
