@@ -31,6 +31,12 @@ def _use_gloo(cfg: Config, launcher: str) -> None:
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")
+    asked = type_name(cfg.get("model_wrapper_cfg") or {}) or "MMDistributedDataParallel"
+    if asked != "MMDistributedDataParallel":
+        raise ValueError(
+            f"model_wrapper_cfg asks for {asked}, which needs GPUs; without one leave it out, and "
+            "processes work by MMDistributedDataParallel"
+        )
     cfg.setdefault("env_cfg", {}).update(dist_cfg=dict(backend="gloo"))
     cfg.model_wrapper_cfg = dict(
         type="MMDistributedDataParallel",

@@ -18,7 +18,8 @@ from ..models.inference import allow_numpy_scalars
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine
-from .reading import run_preparation, set_work_dir
+from .reading import run_preparation
+from .work_dir import set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,8 @@ from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine, leave_process_group
-from .reading import refuse_without_adapters, run_preparation, set_work_dir
+from .reading import refuse_without_adapters, run_preparation
+from .work_dir import set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,8 @@ from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
-from .reading import check_hooks, run_preparation, set_work_dir
+from .reading import check_hooks, run_preparation
+from .work_dir import locked, set_work_dir
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_hooks(cfg)
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
-    runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
-    if cfg.get("resume"):
-        refuse_other_heads(runner.model)
-    with naming_bad_files(runner):
-        runner.train()
+    with locked(cfg.work_dir):
+        runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+        if cfg.get("resume"):
+            refuse_other_heads(runner.model)
+        with naming_bad_files(runner):
+            runner.train()
     leave_process_group()

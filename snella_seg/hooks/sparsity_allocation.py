@@ -101,6 +101,7 @@ class SparsityAllocationHook(Hook):
                 runner.register_hook(kind())
 
     def before_train(self, runner) -> None:
+        _refuse_sharded(runner.model)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         name, method = _method_of(model)
         self.mode = allocation_mode(name, method, self.allocation)
@@ -257,6 +258,21 @@ class SparsityAllocationHook(Hook):
         warning = self.guard.check(norms)
         if warning is not None:
             runner.logger.warning(warning)
+
+
+def _refuse_sharded(model) -> None:
+    """Refuse wrappers that cut parameters into pieces, in which adapters are not found.
+
+    Raises:
+        ValueError: naming the wrapper and what works.
+    """
+    for kind in type(model).__mro__:
+        if kind.__name__ in ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"):
+            raise ValueError(
+                f"{type(model).__name__} shards parameters, which adapters and their competition "
+                "do not know: use MMDistributedDataParallel. The base is frozen, so it needs "
+                "neither gradients nor optimizer states, which are what sharding saves"
+            )
 
 
 def _method_of(model) -> tuple[str, Method]:
