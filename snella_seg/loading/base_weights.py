@@ -104,7 +104,25 @@ def _base_state(checkpoint: dict, backbone: nn.Module) -> dict[str, Tensor]:
     expected = base_state(backbone)
     state = {k: v for k, v in state.items() if k in expected or not is_adapter_key(k)}
     state = to_own_names(state, set(expected))
-    return _resize_timm_pos_embed(state, backbone)
+    return _fit_bands(_resize_timm_pos_embed(state, backbone), backbone)
+
+
+def _fit_bands(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Start a trained first convolution for other bands from one of RGB images.
+
+    Each band gets the mean of the three filters, scaled so that images whose bands are alike give
+    the same maps. Frozen ones are left, and refused later: filters of bands that no pretraining saw
+    have to be trained.
+    """
+    for name, parameter in backbone.named_parameters():
+        found = state.get(name)
+        if found is None or found.ndim != 4 or found.shape[1] != 3 or not parameter.requires_grad:
+            continue
+        bands = parameter.shape[1]
+        if bands != 3 and found[:, :1].shape == parameter[:, :1].shape:
+            state[name] = found.mean(1, keepdim=True).repeat(1, bands, 1, 1) * (3 / bands)
+            print_log(f"{name} starts from the mean of 3 bands, in {bands} bands", "current")
+    return state
 
 
 def _resize_timm_pos_embed(state, backbone):

@@ -36,7 +36,7 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
     if fit.misshapen:
         raise CheckpointError(
             f"weights of {source} do not fit this {kind}: {some(fit.misshapen)}. "
-            "Use the checkpoint of this architecture"
+            + _bands_hint(backbone, state, prefix)
         )
     if fit.fresh:
         print_log(f"Not in {source}, trained from scratch: {some(fit.fresh)}", "current")
@@ -48,6 +48,22 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
             logger="current",
             level=30,
         )
+
+
+def _bands_hint(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -> str:
+    """What to do about weights of other shapes: other bands are a case of their own."""
+    for name, value in base_state(backbone).items():
+        found = state.get(prefix + name)
+        if found is None or found.ndim != 4 or value.ndim != 4 or found.shape == value.shape:
+            continue
+        if found[:, :1].shape == value[:, :1].shape:
+            module = name.split(".")[0]
+            return (
+                f"They are for {found.shape[1]} bands, not {value.shape[1]}: train {module} as "
+                f"well, trainable=['cls_token', '{module}'] of SnellaBackbone, and it starts from "
+                "the mean of the bands"
+            )
+    return "Use the checkpoint of this architecture"
 
 
 class BaseFit(NamedTuple):
