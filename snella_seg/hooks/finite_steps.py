@@ -63,6 +63,7 @@ class FiniteStepsHook(Hook):
         for kept, buffer in zip(self._kept, self._statistics, strict=True):
             kept.copy_(buffer)
 
+    @torch.compiler.disable  # mmengine may compile a whole train step
     def _before_step(self, optimizer, args, kwargs) -> None:
         if getattr(optimizer, "found_inf", None) is not None:
             return  # a fused optimizer skips by itself

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import torch
 from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -188,6 +189,7 @@ class SparsityAllocationHook(Hook):
             "the optimizer does not hold all SNELLA factors; let one optimizer train them"
         )
 
+    @torch.compiler.disable  # mmengine may compile a whole train step
     def _before_step(self, optimizer, args, kwargs) -> None:
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and float(overflow):

@@ -99,6 +99,7 @@ class AdaptedModule(nn.Module):
             blocks.append(adapter.delta_block(first - start, last - start))
         return blocks
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def product(
         self,
         x: Tensor,
@@ -170,6 +171,7 @@ class AdaptedModule(nn.Module):
         """Whether deltas have to be made anew in every pass: in training, or for gradients."""
         return self.training or torch.is_grad_enabled()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def effective_weight(self) -> Tensor:
         """``W + deltas``, made in single precision at least.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..engine.precision import autocast_dtype
@@ -38,6 +39,8 @@ def disable_recompute(model: nn.Module) -> None:
 
 
 def _mark_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    if torch.compiler.is_compiling():  # the compiler decides itself what it keeps
+        return
     if output.requires_grad and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         recipe = Recipe(module.forward, autocast_dtype(output.device.type))
         mark(output, recipe, inputs)
