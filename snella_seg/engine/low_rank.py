@@ -57,6 +57,7 @@ class LowRankLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx, grad_y):  # type: ignore[no-untyped-def]
         call, branch = ctx.call, ctx.call.branch

@@ -60,6 +60,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         call, branch = ctx.call, ctx.call.branch
@@ -119,6 +120,7 @@ class _AdaptedWeight(torch.autograd.Function):
         return merged.to(weight.dtype)
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         params = flat(block.params for block in ctx.blocks)

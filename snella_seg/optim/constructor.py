@@ -43,6 +43,9 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             wrapper = super().__call__(model)
         finally:
             logger.removeFilter(_is_worth_saying)
+        # Plain dicts, not parts of a config, which torch.compile does not take.
+        groups = wrapper.optimizer.param_groups
+        groups[:] = [{key: group[key] for key in group} for group in groups]
         if any(rate is not None for rate in rates.values()):
             _set_rates(wrapper.optimizer, getattr(model, "module", model), rates)
         return wrapper
