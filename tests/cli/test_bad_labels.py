@@ -102,3 +102,14 @@ def test_training_ends_in_a_line(tool, spoilt, tmp_path):
 def test_good_data_have_no_problem_with_labels(tool, tiny_config_file):
     done = tool("preflight", tiny_config_file, "--iters", "0")
     assert "label map" not in done.out
+
+
+def test_training_on_nothing_but_ignored_labels_ends(tool, tmp_path, tiny_dataset):
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    for path in (tmp_path / "data/annotations").rglob("*.png"):
+        cv2.imwrite(str(path), np.zeros((64, 64), np.uint8))  # reduced to 255
+    config = write_tiny_config(tmp_path, tmp_path / "data")
+    assert "are to be ignored" in tool("preflight", config, "--iters", "0").out
+    options = ("--cfg-options", "train_cfg.max_iters=40", "custom_hooks.0.interval=10")
+    done = tool("train", config, "--work-dir", tmp_path / "run", *options)
+    assert done.code == 1 and "the first 20 iterations are to be ignored" in done.err

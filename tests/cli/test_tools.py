@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,3 +262,18 @@ model = dict(decode_head=dict(norm_cfg=dict(type="SyncBN")))
     for matrix, sparsity in lines[-1]["sparsity"].items():
         name = sparsity_name(matrix)
         assert first[name.removeprefix("backbone.")].item() == saved[name].item() == sparsity
+
+
+def test_compiled_training_is_the_same(tiny_config_file, tmp_path):
+    found = []
+    for name, options in (
+        ("plain", ()),
+        ("compiled", ("--cfg-options", "compile.backend=aot_eager")),
+    ):
+        train = (ROOT / "tools/train.py", tiny_config_file, "--work-dir", tmp_path / name)
+        done = run(*train, *options)
+        assert done.returncode == 0
+        losses = [float(loss) for loss in re.findall(r" loss: ([0-9.]+)", done.stdout)]
+        found.append((losses, [line["budget"] for line in history(tmp_path / name)]))
+    assert len(found[0][0]) == 4 and found[0][1] == found[1][1]
+    assert found[0][0] == pytest.approx(found[1][0], abs=2e-3)
