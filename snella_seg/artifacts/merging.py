@@ -140,6 +140,9 @@ def stock_config(config: Config) -> Config:
         for key in ("slim", "exact_resume"):
             checkpoint.pop(key, None)
     _stock_optimizer(new.get("optim_wrapper", {}))
+    for key in ("val_evaluator", "test_evaluator"):
+        if new.get(key):
+            new[key] = _stock_metrics(new[key])
     stock = Config(new)
     left = list(dict.fromkeys(_types_of_ours(new)))
     if left:
@@ -181,6 +184,18 @@ def _stock_optimizer(wrapper: dict) -> None:
         del custom[key]
     if type_name(wrapper) == "CPUAmpOptimWrapper":
         wrapper["type"] = "OptimWrapper"
+
+
+def _stock_metrics(evaluator: dict | list) -> dict | list:
+    """An evaluator's config with mmseg's metrics only."""
+    if isinstance(evaluator, dict) and "metrics" in evaluator:
+        return {**evaluator, "metrics": _stock_metrics(evaluator["metrics"])}
+    listed = [evaluator] if isinstance(evaluator, dict) else evaluator
+    kept = [dict(metric) for metric in listed if type_name(metric) != "CalibrationMetric"]
+    for metric in kept:
+        if type_name(metric) == "ClassIoUMetric":
+            metric["type"] = "IoUMetric"
+    return kept[0] if isinstance(evaluator, dict) and kept else kept
 
 
 def _is_ours(config: dict) -> bool:

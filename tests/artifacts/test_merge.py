@@ -139,6 +139,15 @@ def test_paths_may_hold_our_name(config):
     assert stock.train_dataloader.dataset.ann_file == f"{folder}/train.txt"
 
 
+def test_metrics_of_ours_become_those_of_mmseg(config):
+    config.val_evaluator = [dict(type="ClassIoUMetric", iou_metrics=["mIoU"])]
+    config.val_evaluator.append(dict(type="CalibrationMetric"))
+    config.test_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mDice"])
+    stock = stock_config(config)
+    assert stock.val_evaluator == [dict(type="IoUMetric", iou_metrics=["mIoU"])]
+    assert stock.test_evaluator == dict(type="IoUMetric", iou_metrics=["mDice"])
+
+
 def test_what_is_ours_by_type_is_named(config):
     config.model.decode_head = dict(type="LinearHead", in_channels=32, num_classes=4)
     with pytest.raises(ValueError, match="which brings LinearHead: use what mmseg has instead"):
