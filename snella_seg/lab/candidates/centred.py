@@ -5,13 +5,13 @@ from torch import Tensor
 from ...functional import distance_kernel, register_kernel
 
 
-def column_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+def outputs_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
     """D minus its means over outputs, (out, in)."""
     dense = distance_kernel(in_factors, out_factors, scale)
     return dense - dense.mean(0, keepdim=True)
 
 
-def row_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
+def inputs_centred_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Tensor:
     """D minus its means over inputs, (out, in)."""
     dense = distance_kernel(in_factors, out_factors, scale)
     return dense - dense.mean(1, keepdim=True)
@@ -24,6 +24,6 @@ def held_kernel(in_factors: Tensor, out_factors: Tensor, *, scale: float) -> Ten
     return dense - means.detach()
 
 
-register_kernel("column_centred", column_centred_kernel)
-register_kernel("row_centred", row_centred_kernel)
+register_kernel("outputs_centred", outputs_centred_kernel)
+register_kernel("inputs_centred", inputs_centred_kernel)
 register_kernel("held", held_kernel)
