@@ -6,16 +6,11 @@ Use them in the ``_base_`` of a config, as an expression (mmengine reads it befo
 """
 
 import difflib
-import functools
 import importlib.util
-import inspect
+import sys
 import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, ParamSpec, Union, get_args, get_origin
-
-P = ParamSpec("P")
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -112,9 +107,9 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> "Con
 def _line_of(error: Exception) -> str:
     """Where in a config an error arose, for a message."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "site-packages" not in f.filename and "snella_seg" not in f.name]
-    last = ours[-1] if ours and ours[-1].filename != __file__ else None
-    return f", line {last.lineno}" if last is not None and last.filename.endswith(".py") else ""
+    own = [f for f in frames if f.name == "<module>" and f.filename not in (__file__, sys.argv[0])]
+    last = own[-1] if own else None
+    return f" ({Path(last.filename).name}, line {last.lineno})" if last is not None else ""
 
 
 #: How alike a key of ``--cfg-options`` and one of the config have to be for the one to be a slip.
@@ -156,60 +151,6 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
 
 #: Keys at the top that a config may do without.
 _RUN_KEYS = ["load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"]
-
-
-def typed_options(init: Callable[P, None]) -> Callable[P, None]:
-    """Let a constructor refuse values that are of another type than its annotations say.
-
-    A string for a boolean is true, and a boolean is a number, as far as Python goes; configs and
-    command lines bring both. Annotations of this package are plain: ``bool``, ``int``, ``float``,
-    ``str``, ``dict``, ``Sequence[str]`` and unions of them; what else there is passes.
-
-    Args:
-        init: an ``__init__`` with annotations.
-
-    Returns:
-        The same, which raises ValueError naming option, type and value.
-    """
-    signature = inspect.signature(init)
-    named = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-
-    @functools.wraps(init)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-            hint = named.get(name, inspect.Parameter.empty)
-            if hint is not inspect.Parameter.empty and not _fits(value, hint):
-                says = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-                says = says.replace("collections.abc.", "").replace("typing.", "")
-                raise ValueError(f"{name} must be {says}, got {value!r}")
-        init(*args, **kwargs)
-
-    return wrapper
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotation, as far as that is one of the plain ones."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint in (int, float):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and (hint is float or isinstance(value, int))
-    if hint is str:
-        return isinstance(value, str)
-    if hint is dict or origin is dict:
-        return hasattr(value, "keys")
-    if origin in (Sequence, list, tuple) and get_args(hint) == (str,):
-        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-    return True
 
 
 #: Keys of a config that hold the path of weights, a folder or a list of files.

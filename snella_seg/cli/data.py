@@ -54,7 +54,7 @@ def naming_bad_files(runner: Runner) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith("snella_seg."):
+        if type(error).__module__.startswith("snella_seg.") or "out of memory" in str(error):
             raise
         for loop in (runner._train_loop, runner._val_loop):
             dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)

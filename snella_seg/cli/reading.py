@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..configs import type_name
-from ..inject import get_method
+from ..inject import get_method, method_name
 from ..loading import CheckpointError, holds_adapters
 
 
@@ -40,7 +40,7 @@ def check_hooks(cfg: Config) -> None:
         return
     listed = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
     count = sum(type_name(hook) == "SparsityAllocationHook" for hook in listed if hook)
-    name = _method_name(backbone)
+    name = method_name(backbone)
     targets = backbone.get("targets", "auto")
     if count > 1:
         raise ValueError(f"custom_hooks holds SparsityAllocationHook {count} times; keep one")
@@ -61,14 +61,9 @@ def refuse_without_adapters(cfg: Config, checkpoint: str) -> None:
     backbone = cfg.model.get("backbone") or {}
     if type_name(backbone) != "SnellaBackbone" or checkpoint.endswith(".safetensors"):
         return
-    adapts = get_method(_method_name(backbone)).adapts
+    adapts = get_method(method_name(backbone)).adapts
     if adapts and holds_adapters(checkpoint) is False:
         raise CheckpointError(
             f"{checkpoint} holds no adapters (a merged, stock or fully tuned model), and this "
             "config's would be untrained: use the config that lies beside it"
         )
-
-
-def _method_name(backbone) -> str:
-    method = backbone.get("method", "snella")
-    return method if isinstance(method, str) else method.get("type", "snella")

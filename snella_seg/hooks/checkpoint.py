@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..configs import typed_options
+from ..layers.typed_options import typed_options
 from ..loading.files import ATOMIC, atomic_write, remove_partials
 from ..models import strip_frozen
 from .exact_resume import ExactResumeHook

@@ -1,4 +1,4 @@
-"""How many iterations a pass over the training set takes."""
+"""How many images an iteration takes, and how many iterations a pass over the training set."""
 
 import math
 
@@ -15,14 +15,22 @@ def iterations_per_epoch(runner) -> int:
     loader = runner.train_dataloader
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         return len(loader)
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    images = images_per_iteration(runner)
     try:
         length = len(loader.dataset)
     except TypeError:
         length = 0
-    if not batch_size or not length:
+    if not images or not length:
         raise ValueError(
             "cannot tell how many iterations make an epoch of this dataset; set interval of "
             "SparsityAllocationHook"
         )
-    return math.ceil(length / (batch_size * get_world_size()))
+    return math.ceil(length / images)
+
+
+def images_per_iteration(runner) -> int | None:
+    """Images of an iteration, in all processes together; None where the loader does not say."""
+    loader = runner.train_dataloader
+    size = getattr(loader, "batch_size", None)
+    size = size or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size and size * get_world_size()

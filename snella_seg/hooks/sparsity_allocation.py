@@ -4,16 +4,16 @@ import math
 from pathlib import Path
 
 import torch
-from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
-from ..configs import typed_options
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
-from .epochs import iterations_per_epoch
+from ..layers.typed_options import typed_options
+from .epochs import images_per_iteration, iterations_per_epoch
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
 
@@ -208,15 +208,11 @@ class SparsityAllocationHook(Hook):
 
     def _schedule(self, runner) -> dict[str, int | None]:
         """What the budgets to come depend on, for comparison when the run is resumed."""
-        loader = runner.train_dataloader
-        batch_size = getattr(loader, "batch_size", None) or getattr(
-            getattr(loader, "batch_sampler", None), "batch_size", None
-        )
         return {
             "iterations": runner.max_iters,
             "iterations between reallocations": self.period,
             "target budget": self.allocator.target_budget,
-            "images an iteration": batch_size and batch_size * get_world_size(),
+            "images an iteration": images_per_iteration(runner),
         }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -16,7 +16,7 @@ from .attach import (
 )
 from .families import FAMILIES, KINDS, Family
 from .freeze import AUTO_TRAINABLE, covers, freeze_base, is_output_norm
-from .methods import METHODS, Method, allocation_mode, get_method, settle
+from .methods import METHODS, Method, allocation_mode, get_method, method_name, settle
 from .summary import sparsity_by_kind, summarize
 from .targets import Matrix, find_matrices, select_matrices
 
@@ -41,6 +41,7 @@ __all__ = [
     "find_matrices",
     "freeze_base",
     "get_method",
+    "method_name",
     "is_adapter_key",
     "is_output_norm",
     "list_adapters",

@@ -134,6 +134,12 @@ def get_method(name: str) -> Method:
     raise ValueError(f"unknown method {name!r}; choose one of {', '.join(near)}")
 
 
+def method_name(backbone: Mapping[str, Any]) -> str:
+    """The name of the method that a config's ``model.backbone`` asks for, by name or by a dict."""
+    method = backbone.get("method", "snella")
+    return method if isinstance(method, str) else method.get("type", "snella")
+
+
 def settle(
     name: str,
     adapter: Mapping[str, Any] | None,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..configs import typed_options
 from ..engine import Bracket, DeltaBlock
 from ..functional import DeltaRule, get_kernel, get_sparsifier
+from .typed_options import typed_options
 
 #: Half-width of the uniform draw of Q where Q = 0 would never learn.
 SMALL = 3e-3

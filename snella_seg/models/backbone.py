@@ -8,9 +8,10 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
-from ..configs import type_name, typed_options
+from ..configs import type_name
 from ..inject import adapter_keys, add_adapters, freeze_base, get_method, settle
 from ..layers import disable_recompute, enable_recompute
+from ..layers.typed_options import typed_options
 from ..loading import load_base, take_in
 from ..loading.plain_config import plain_config
 from .fused_attention import fuse_attention, restore_attention

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from ...configs import type_name
 from ...functional import budget_schedule
 from ...hooks import SparsityAllocationHook
-from ...inject import Method, allocation_mode, get_method
+from ...inject import Method, allocation_mode, get_method, method_name
 from .read_history import History
 
 
@@ -48,8 +48,7 @@ def find_method(cfg: Config) -> Method:
 
 
 def _method_name(cfg: Config) -> str:
-    backbone = (cfg.get("model") or {}).get("backbone") or {}
-    return backbone.get("method", "snella")
+    return method_name((cfg.get("model") or {}).get("backbone") or {})
 
 
 def find_hook(cfg: Config) -> SparsityAllocationHook | None:
