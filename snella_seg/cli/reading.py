@@ -1,8 +1,11 @@
 """Reading a config as all tools do."""
 
 import importlib
+import importlib.util
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -17,6 +20,44 @@ def run_preparation(cfg: Config) -> None:
     if cfg.get("prepare"):
         module, _, function = cfg.prepare.partition(":")
         getattr(importlib.import_module(module), function)(cfg)
+
+
+#: Scope of a registry, or a class of mmseg that needs it -> module and how to install it.
+_MMDET = ("mmdet", "onedl-mmdetection")
+_PACKAGES = {
+    "mmdet": _MMDET,
+    "MaskFormerHead": _MMDET,
+    "Mask2FormerHead": _MMDET,
+    "mmpretrain": ("mmpretrain", "onedl-mmpretrain"),
+}
+
+
+def need_packages(path: str | Path) -> None:
+    """See that the other OpenMMLab packages are there which a config of mmseg asks for.
+
+    Raises:
+        ImportError: naming the package to install.
+    """
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    for name in _types(cfg.get("model")):
+        module, package = _PACKAGES.get(name, _PACKAGES.get(name.partition(".")[0], ("", "")))
+        if module and importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"{name} of {Path(path).name} needs {module}: pip install {package} (or {module}, "
+                "beside the original OpenMMLab packages)"
+            )
+
+
+def _types(node: Any) -> Iterator[str]:
+    """All types that a part of a config asks for by name."""
+    if isinstance(node, dict):
+        if isinstance(node.get("type"), str):
+            yield node["type"]
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _types(value)
 
 
 def require_suffix(path: Path, suffix: str) -> None:

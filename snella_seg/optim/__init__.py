@@ -4,6 +4,7 @@ from ..configs import require_mmseg
 
 require_mmseg()
 
+from . import layer_decay  # noqa: E402, F401  mmseg's constructors then know wrapped backbones
 from .constructor import SnellaOptimWrapperConstructor  # noqa: E402
 from .cpu_amp import CPUAmpOptimWrapper  # noqa: E402
 

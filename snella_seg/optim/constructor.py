@@ -10,6 +10,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..inject import is_output_norm
+from .depth import depths
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -25,6 +26,11 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     about decay: ``backbone_lr``, the rate of all that is trained in ``model.backbone``, and
     ``head_lr``, that of all else; output norms, which segmentation adds to a pretrained Swin,
     belong to the latter.
+
+    And ``decay_rate``, for a rate that falls with depth: that of each parameter of
+    ``model.backbone`` is multiplied by ``decay_rate`` once for every block behind it, and once more
+    before the first block (:func:`snella_seg.optim.depth.depths`). It says what
+    ``LearningRateDecayOptimizerConstructor`` says, for wrapped backbones of any family.
     """
 
     def __call__(self, model: nn.Module):
@@ -32,6 +38,7 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not self.paramwise_cfg:
             self.paramwise_cfg = dict(custom_keys={})
         self.paramwise_cfg = dict(self.paramwise_cfg)
+        decay_rate = self.paramwise_cfg.pop("decay_rate", None)
         rates = {
             inside: self.paramwise_cfg.pop(key, None)
             for inside, key in ((True, "backbone_lr"), (False, "head_lr"))
@@ -46,8 +53,11 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # Plain dicts, not parts of a config, which torch.compile does not take.
         groups = wrapper.optimizer.param_groups
         groups[:] = [{key: group[key] for key in group} for group in groups]
+        model = getattr(model, "module", model)
         if any(rate is not None for rate in rates.values()):
-            _set_rates(wrapper.optimizer, getattr(model, "module", model), rates)
+            _set_rates(wrapper.optimizer, model, rates)
+        if decay_rate is not None:
+            _decay_rates(wrapper.optimizer, model, decay_rate)
         return wrapper
 
     def _check(self, model: nn.Module) -> None:
@@ -59,6 +69,18 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
             if rate is not None and not (number and 0.0 <= rate < math.inf):
                 raise ValueError(f"optim_wrapper.{key} must be a number, got {rate!r}")
+        decay = options.get("decay_rate", 1.0)
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
+            raise ValueError(
+                "optim_wrapper.paramwise_cfg.decay_rate must be above 0 and at most 1, got "
+                f"{decay!r}"
+            )
+        foreign = sorted({"num_layers", "layer_decay_rate", "decay_type"} & options.keys())
+        if foreign:
+            raise ValueError(
+                f"optim_wrapper.paramwise_cfg has {', '.join(foreign)} of mmseg's layer decay: "
+                f"{type(self).__name__} takes decay_rate and counts layers itself; leave them out"
+            )
         counts = self.optim_wrapper_cfg.get("accumulative_counts", 1)
         if isinstance(counts, bool) or not isinstance(counts, int) or counts < 1:
             raise ValueError(
@@ -108,6 +130,20 @@ def _set_rates(optimizer, model: nn.Module, rates: dict[bool, float | None]) -> 
             if chosen:
                 lr = group["lr"] if rate is None else rate
                 parted.append({**group, "params": chosen, "lr": lr})
+    optimizer.param_groups[:] = parted
+
+
+def _decay_rates(optimizer, model: nn.Module, decay_rate: float) -> None:
+    """Part groups by depth in the backbone, and let rates fall with it."""
+    inside = {n: p for n, p in model.named_parameters() if _of_backbone(n)}
+    steps = {id(inside[name]): depth for name, depth in depths(inside).items()}
+    parted = []
+    for group in optimizer.param_groups:
+        by_depth: dict[int, list] = {}
+        for parameter in group["params"]:
+            by_depth.setdefault(steps.get(id(parameter), 0), []).append(parameter)
+        for depth, chosen in sorted(by_depth.items()):
+            parted.append({**group, "params": chosen, "lr": group["lr"] * decay_rate**depth})
     optimizer.param_groups[:] = parted
 
 
