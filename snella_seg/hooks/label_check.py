@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..models.label_values import label_hint, label_ranges
+from ..models.label_values import class_mismatches, label_hint, label_ranges
 from .epochs import iterations_per_epoch
 from .of_runner import plain_model
 
@@ -36,6 +36,9 @@ class LabelCheckHook(Hook):
 
     def before_train(self, runner) -> None:
         self.ranges = label_ranges(plain_model(runner))
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
+        for trouble in class_mismatches(plain_model(runner), metainfo.get("classes")):
+            raise BadLabels(trouble)
         self.until, self.seen, self.known = math.inf, False, False
         self.look_until = runner.iter + LOOK
         with contextlib.suppress(ValueError, TypeError):  # a dataset without length

@@ -103,6 +103,12 @@ class SparsityAllocationHook(Hook):
 
     def before_train(self, runner) -> None:
         _refuse_sharded(runner.model)
+        if runner.iter > runner.max_iters:
+            raise ValueError(
+                f"the checkpoint is of iteration {runner.iter}, the run ends at "
+                f"{runner.max_iters}: nothing is left to train; raise max_iters (or "
+                "max_epochs) of train_cfg"
+            )
         model = plain_model(runner)
         name, method = _method_of(model)
         self.mode = allocation_mode(name, method, self.allocation)
