@@ -121,6 +121,7 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 _PARAMWISE = (
     *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult"),
     *("dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "backbone_lr", "head_lr"),
+    "decay_rate",
 )
 _MULTIPLIERS = ("lr_mult", "decay_mult")
 

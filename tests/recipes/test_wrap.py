@@ -93,7 +93,7 @@ def test_the_written_config_is_the_wrapped_one(tmp_path):
     assert [hook.type for hook in wrapped.custom_hooks] == ["EMAHook", "SparsityAllocationHook"]
     assert wrapped.optim_wrapper.paramwise_cfg.decay_rate == 0.65
     assert wrapped.default_hooks.checkpoint.type == "SnellaCheckpointHook"
-    assert "SyncBN" not in wrapped.pretty_text
+    assert "SyncBN" not in str(wrapped.model)
     assert any("0.65" in line for line in notes)
 
 
