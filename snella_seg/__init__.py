@@ -6,6 +6,7 @@ backbone wrapper and the hook with mmsegmentation.
 """
 
 from .configs import own, stock
+from .recipes import own_data
 from .version import __version__
 
-__all__ = ["__version__", "own", "stock"]
+__all__ = ["__version__", "own", "own_data", "stock"]

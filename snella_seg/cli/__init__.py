@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 #: Command -> what it does.
 COMMANDS = {
+    "new": "write a config for a folder of images and label maps",
     "wrap": "turn a stock config into a SNELLA config",
     "train": "train a segmentor",
     "test": "score a checkpoint or an adapter file",

@@ -1,7 +1,7 @@
 """Turn a stock config into a SNELLA config: ``wrap.py STOCK_CONFIG OUT.py``.
 
 OUT inherits the config and holds what differs. The config is a file, or one of mmsegmentation's by
-its name there: ``mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py``.
+its name there, such as ``mmseg::vit/vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py``.
 """
 
 import argparse

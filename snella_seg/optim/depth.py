@@ -13,8 +13,8 @@ _NORM = re.compile(r"(.*norm|ln)\d*")
 def depths(names: Iterable[str]) -> dict[str, int]:
     """How many blocks lie above each parameter of a backbone, and one for its embeddings.
 
-    Blocks are known by indices behind ``layers``, ``blocks``, ``stages`` or ``levels``, at one level
-    (ViT, ``layers.3``) or more (Swin, ``stages.2.blocks.5``). What lies between blocks, such as
+    Blocks are known by indices behind ``layers``, ``blocks``, ``stages`` or ``levels``, one (ViT,
+    ``layers.3``) or more (Swin, ``stages.2.blocks.5``). What lies between blocks, such as
     Swin's downsampling, counts with the last block before it.
 
     Args:
