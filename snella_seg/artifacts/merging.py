@@ -14,6 +14,7 @@ from ..configs import type_name
 from ..inject import adapted_weights, attach_adapters, base_state, detach_adapters
 from ..layers import AdaptedModule
 from ..models import SnellaBackbone, find_wrapper
+from ..models.image_size import with_timm_options
 
 # Merged model -> what brings its adapters back.
 _MERGED: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
@@ -159,7 +160,7 @@ def _inner(backbone: dict) -> dict:
             f"the config's backbone is a {type_name(backbone)}, not a SnellaBackbone: there is "
             "nothing to merge"
         )
-    inner = dict(backbone["backbone"])
+    inner = with_timm_options(backbone["backbone"])
     inner.pop("init_cfg", None)
     if type_name(inner) == "TIMMBackbone":
         if "swin" in inner.get("model_name", ""):

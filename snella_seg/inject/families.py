@@ -117,9 +117,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "timm ViT": Family(
         matrices=_TIMM_BLOCK,
-        modules=tuple(f"timm.models.{m}" for m in ("vision_transformer", "deit", "eva", "beit")),
+        modules=tuple(f"timm.models.{m}" for m in ("vision_transformer", "deit", "eva")),
         timm_options=dict(dynamic_img_size=True, dynamic_img_pad=True),
     ),
+    "timm BEiT": Family(modules=("timm.models.beit",), sizes="img_size"),
     "timm EVA-02 and DINOv3": Family(
         matrices={
             **{f"attn.{kind}_proj.weight": (kind,) for kind in QKV},
