@@ -138,7 +138,7 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
             if not hasattr(node, "keys"):
                 break
             if part not in node:
-                known = [str(k) for k in node.keys()] + (_RUN_KEYS if depth == 0 else [])
+                known = [str(k) for k in node.keys()] + (RUN_KEYS if depth == 0 else [])
                 near = difflib.get_close_matches(part, known, 1, _ALIKE)
                 if near and part not in known:
                     raise ValueError(
@@ -150,7 +150,12 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
 
 
 #: Keys at the top that a config may do without.
-_RUN_KEYS = ["load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"]
+RUN_KEYS = [
+    *("load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"),
+    *("compile", "custom_imports", "default_scope", "find_unused_parameters", "log_level"),
+    *("model_wrapper_cfg", "prepare", "runner_type", "tta_model", "tta_pipeline"),
+    *("train_pipeline", "val_pipeline", "test_pipeline"),
+]
 
 
 #: Keys of a config that hold the path of weights, a folder or a list of files.

@@ -1,5 +1,6 @@
 """What tests share besides fixtures: a tiny dataset and config, tools in this process."""
 
+import itertools
 import json
 import runpy
 import sys
@@ -87,3 +88,33 @@ def history(work_dir: Path) -> list[dict]:
 
 def same_metrics(found: dict, expected: dict) -> bool:
     return all(found[key] == expected[key] for key in ("aAcc", "mIoU", "mAcc"))
+
+
+def pairwise(factors: dict[str, list], seed: int = 0, draws: int = 50) -> list[dict]:
+    """Rows in which every two levels of two factors meet: few, found greedily.
+
+    Args:
+        factors: name -> levels.
+        seed: of the rows that are drawn; of ``draws`` each time the one with most new pairs stays.
+    """
+    rng = np.random.default_rng(seed)
+    missing = {
+        frozenset([(a, x), (b, y)])
+        for a, b in itertools.combinations(factors, 2)
+        for x in range(len(factors[a]))
+        for y in range(len(factors[b]))
+    }
+
+    def pairs(row: dict) -> set:
+        return {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+
+    rows = []
+    while missing:
+        fixed = dict(min(missing, key=sorted))
+        drawn = [
+            {f: fixed.get(f, int(rng.integers(len(levels)))) for f, levels in factors.items()}
+            for _ in range(draws)
+        ]
+        rows.append(max(drawn, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(rows[-1])
+    return [{f: factors[f][level] for f, level in row.items()} for row in rows]

@@ -15,6 +15,7 @@ from ..lab.preflight import preflight
 from ..loading import check_checkpoint
 from ..loading.files import write_text
 from ..models.inference import allow_numpy_scalars
+from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit_to_machine(cfg, "none")
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
+    check_config(cfg)
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     allow_numpy_scalars()

@@ -33,7 +33,8 @@ def check_hooks(cfg: Config) -> None:
     """See that matrices can compete where the method lets them.
 
     Raises:
-        ValueError: when SparsityAllocationHook is there twice; without one there is a warning.
+        ValueError: when SparsityAllocationHook is there twice, or would let the budget grow;
+            without one there is a warning.
     """
     backbone = cfg.model.get("backbone") or {}
     if type_name(backbone) != "SnellaBackbone":
@@ -42,6 +43,15 @@ def check_hooks(cfg: Config) -> None:
     count = sum(type_name(hook) == "SparsityAllocationHook" for hook in listed if hook)
     name = method_name(backbone)
     targets = backbone.get("targets", "auto")
+    starts = (backbone.get("adapter") or {}).get("initial_sparsity", 0.0)
+    for hook in listed if get_method(name).allocation in ("competition", "uniform") else ():
+        ends = hook.get("target_sparsity", 0.8) if hook else 1.0
+        grows = type_name(hook) == "SparsityAllocationHook" and isinstance(starts, float)
+        if grows and isinstance(ends, float) and 1 > starts > ends:
+            raise ValueError(
+                f"adapter.initial_sparsity {starts} is above target_sparsity {ends} of "
+                "SparsityAllocationHook, so the budget would grow: lower the one or raise the other"
+            )
     if count > 1:
         raise ValueError(f"custom_hooks holds SparsityAllocationHook {count} times; keep one")
     if count == 0 and get_method(name).allocation is not None and len(targets):

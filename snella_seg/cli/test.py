@@ -9,7 +9,9 @@ from mmengine.runner import Runner
 
 from ..configs import load_config
 from ..loading import check_checkpoint
+from ..models.feature_maps import check_feature_maps
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
+from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine, leave_process_group
@@ -77,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.model = cfg.tta_model
     if args.out:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    check_config(cfg)
     check_datasets(cfg, "test_dataloader")
     runner = Runner.from_cfg(cfg)
     refuse_other_heads(runner.model)
+    check_feature_maps(runner.model)
     runner.test()
     leave_process_group()

@@ -10,7 +10,9 @@ from mmseg.registry import RUNNERS
 
 from ..configs import load_config
 from ..loading import check_checkpoint, latest_checkpoint
+from ..models.feature_maps import check_feature_maps
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
+from .config_checks import check_config
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_checkpoint(args.resume, "checkpoint to resume from", resume=True)
     elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
+    check_config(cfg)
     check_hooks(cfg)
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
@@ -75,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
         if cfg.get("resume"):
             refuse_other_heads(runner.model)
+        check_feature_maps(runner.model)
         with naming_bad_files(runner):
             runner.train()
     leave_process_group()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
@@ -13,6 +12,7 @@ from ..layers.typed_options import typed_options
 from ..loading.files import ATOMIC, atomic_write, remove_partials
 from ..models import strip_frozen
 from .exact_resume import ExactResumeHook
+from .of_runner import plain_model
 from .stop_signals import StopSignals
 
 
@@ -104,7 +104,7 @@ class SnellaCheckpointHook(CheckpointHook):
     # Saving
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = _unwrapped(runner)
+        model = plain_model(runner)
         complete = True
         if self.slim:
             complete = strip_frozen(checkpoint["state_dict"], model)
@@ -166,7 +166,7 @@ class SnellaCheckpointHook(CheckpointHook):
 
     def _refuse_to_save(self, runner) -> bool:
         """Whether the model is beyond use; then older checkpoints are all that there is."""
-        bad = not_finite(_unwrapped(runner))
+        bad = not_finite(plain_model(runner))
         if bad:
             runner.logger.error(
                 f"no checkpoint is written at iteration {runner.iter + 1}, and none removed: "
@@ -224,7 +224,3 @@ def not_finite(model) -> list[str]:
     ]
     floats = [(name, tensor.detach()) for name, tensor in named if tensor.is_floating_point()]
     return [name for name, tensor in floats if not bool(tensor.isfinite().all())]
-
-
-def _unwrapped(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

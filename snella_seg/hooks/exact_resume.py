@@ -2,10 +2,10 @@
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from .of_runner import has_updated, plain_model
 from .seeding import PositionSampler, seed_samples, seed_step
 
 _GRADIENTS = "snella_gradients"
@@ -33,7 +33,7 @@ class ExactResumeHook(Hook):
         self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
         self._seed_samples(runner)
         if self._gradients is not None and runner.iter > 0:
-            named = dict(_unwrapped(runner).named_parameters())
+            named = dict(plain_model(runner).named_parameters())
             for name, gradient in self._gradients.items():
                 named[name].grad = gradient.to(named[name].device)
         self._gradients = None
@@ -74,9 +74,9 @@ class ExactResumeHook(Hook):
         self._gradients = checkpoint.pop(_GRADIENTS, None)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if get_world_size() > 1 or _has_updated(runner.optim_wrapper):
+        if get_world_size() > 1 or has_updated(runner):
             return
-        named = _unwrapped(runner).named_parameters()
+        named = plain_model(runner).named_parameters()
         waiting = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
         if waiting:
             checkpoint[_GRADIENTS] = waiting
@@ -90,12 +90,3 @@ def _skipped_by_sampler(iterator, done: int) -> int:
     if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
         return 0
     return done * (iterator._resolve_batch_size() or 0)
-
-
-def _has_updated(optim_wrapper) -> bool:
-    """Whether the last step ended with an update, so that no gradients wait for more."""
-    return getattr(optim_wrapper, "should_update", lambda: True)()
-
-
-def _unwrapped(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

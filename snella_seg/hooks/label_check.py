@@ -5,11 +5,11 @@ import math
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from ..models.label_values import label_hint, label_ranges
+from ..models.label_values import class_mismatches, label_hint, label_ranges
 from .epochs import iterations_per_epoch
+from .of_runner import plain_model
 
 #: Iterations after which a run whose labels are all to be ignored is ended.
 LOOK = 20
@@ -35,8 +35,10 @@ class LabelCheckHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.ranges = label_ranges(model)
+        self.ranges = label_ranges(plain_model(runner))
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
+        for trouble in class_mismatches(plain_model(runner), metainfo.get("classes")):
+            raise BadLabels(trouble)
         self.until, self.seen, self.known = math.inf, False, False
         self.look_until = runner.iter + LOOK
         with contextlib.suppress(ValueError, TypeError):  # a dataset without length

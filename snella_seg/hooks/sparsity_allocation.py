@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
@@ -16,6 +15,7 @@ from ..layers.typed_options import typed_options
 from .epochs import images_per_iteration, iterations_per_epoch
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
+from .of_runner import optim_wrappers, plain_model
 
 
 @HOOKS.register_module()
@@ -103,7 +103,13 @@ class SparsityAllocationHook(Hook):
 
     def before_train(self, runner) -> None:
         _refuse_sharded(runner.model)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if runner.iter > runner.max_iters:
+            raise ValueError(
+                f"the checkpoint is of iteration {runner.iter}, the run ends at "
+                f"{runner.max_iters}: nothing is left to train; raise max_iters (or "
+                "max_epochs) of train_cfg"
+            )
+        model = plain_model(runner)
         name, method = _method_of(model)
         self.mode = allocation_mode(name, method, self.allocation)
         if self.mode is None:
@@ -127,7 +133,7 @@ class SparsityAllocationHook(Hook):
         self._loaded = None
         if self.mode != "fixed":
             self._refuse_a_run_without(runner)
-            self._watch_optimizer(runner.optim_wrapper)
+            self._watch_optimizer(runner)
         elif runner.iter == 0:
             self.allocator.spread_target(broadcast)
         if is_main_process():
@@ -176,11 +182,10 @@ class SparsityAllocationHook(Hook):
                 "sparsity holds from the start"
             )
 
-    def _watch_optimizer(self, optim_wrapper) -> None:
+    def _watch_optimizer(self, runner) -> None:
         """Take in importances before each step of the optimizer that holds the factors."""
-        wrappers = getattr(optim_wrapper, "optim_wrappers", {"": optim_wrapper}).values()
         watched = {id(factor) for factor in self.allocator.tracker.factors}
-        for optimizer in (wrapper.optimizer for wrapper in wrappers):
+        for optimizer in (wrapper.optimizer for wrapper in optim_wrappers(runner)):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if watched <= held:
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))

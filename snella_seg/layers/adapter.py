@@ -232,6 +232,23 @@ class SnellaAdapter(Adapter):
             self.register_parameter(name, nn.Parameter(torch.empty(1)))
         self.reset_parameters()
 
+    @classmethod
+    def for_shapes(
+        cls, shapes: Mapping[str, tuple[int, int]], **options: Any
+    ) -> dict[str, Adapter]:
+        """As of :class:`Adapter`.
+
+        Raises:
+            ValueError: on a rank above the smaller side of every matrix, which adds nothing.
+        """
+        rank, largest = options.get("rank"), max(map(min, shapes.values()), default=0)
+        if isinstance(rank, int) and 0 < largest < rank:
+            raise ValueError(
+                f"rank={rank} is above the smaller side of every adapted matrix: the largest "
+                f"sensible one is {largest}"
+            )
+        return super().for_shapes(shapes, **options)
+
     def reset_parameters(self) -> None:
         """Draw the factors uniformly in +-1/sqrt(features * r/H); scalars start as published.
 

@@ -38,6 +38,21 @@ def label_ranges(model: nn.Module) -> list[LabelRange]:
     return list(dict.fromkeys(found))
 
 
+def class_mismatches(model: nn.Module, classes) -> list[str]:
+    """Heads whose number of classes is not that of the training set, a line each.
+
+    Args:
+        model: a segmentor.
+        classes: names of the dataset; nothing is said where there are none.
+    """
+    return [
+        f"{known.head} has {known.count} classes, the training set names {len(classes)}: set "
+        f"model.{known.head}.num_classes"
+        for known in label_ranges(model)
+        if classes and known.count != len(classes)
+    ]
+
+
 def label_hint(values, known: LabelRange) -> str:
     """What mends label values that a head does not know.
 

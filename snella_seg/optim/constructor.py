@@ -64,6 +64,9 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(
                 f"optim_wrapper.accumulative_counts must be a positive integer, got {counts!r}"
             )
+        _refuse_unknown("paramwise_cfg", options, _PARAMWISE)
+        for key, multipliers in options.get("custom_keys", {}).items():
+            _refuse_unknown(f"paramwise_cfg.custom_keys {key!r}", multipliers, _MULTIPLIERS)
         names = [name for name, _ in model.named_parameters()]
         parts = sorted({part for name in names for part in name.split(".")})
         for key in options.get("custom_keys", {}):
@@ -90,6 +93,21 @@ class SnellaOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             else:
                 groups[options] = {**group, "params": list(group["params"])}
         params[:] = groups.values()
+
+
+#: Keys of ``paramwise_cfg``, mmengine's and ours; others would be ignored without a word.
+_PARAMWISE = (
+    *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult"),
+    *("dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "backbone_lr", "head_lr"),
+)
+_MULTIPLIERS = ("lr_mult", "decay_mult")
+
+
+def _refuse_unknown(where: str, options: dict, known: tuple[str, ...]) -> None:
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1) or [", ".join(known)]
+            raise ValueError(f"optim_wrapper.{where} has no key {key!r}, did you mean {near[0]}?")
 
 
 def _of_backbone(name: str) -> bool:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -87,6 +89,10 @@ def train(work_dir, bad=(), max_iters=12, model=None, optim=None, **options):
     return runner
 
 
+def hook_of(runner):
+    return next(hook for hook in runner.hooks if isinstance(hook, FiniteStepsHook))
+
+
 def log_of(work_dir):
     return "".join(path.read_text() for path in work_dir.glob("*/*.log"))
 
@@ -94,7 +100,8 @@ def log_of(work_dir):
 def test_a_bad_image_costs_one_step(tmp_path):
     runner = train(tmp_path, bad=(5,))  # in the second batch of three
     log = log_of(tmp_path)
-    assert log.count("was skipped") == 4 and "4 of 12 iterations were skipped" in log
+    assert log.count("was skipped") == 4
+    assert "4 optimizer steps in 12 iterations were skipped" in log
     assert "image_5.png" in log and "image_0.png" not in log
     assert not not_finite(runner.model)
     tracker = next(h.allocator.tracker for h in runner.hooks if hasattr(h, "allocator"))
@@ -116,9 +123,76 @@ def test_a_skipped_step_changes_nothing(tmp_path):
         torch.testing.assert_close(skipped[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_names_reach_back_over_accumulated_batches(tmp_path):
-    train(tmp_path, bad=(1,), max_iters=6, optim=dict(accumulative_counts=3))
-    assert "image_1.png" in log_of(tmp_path)
+@pytest.mark.parametrize("bad", [(1,), (1, 5), (1, 9)])
+def test_a_step_of_several_batches_is_counted_once(tmp_path, bad):
+    runner = train(tmp_path, bad=bad, max_iters=6, optim=dict(accumulative_counts=3))
+    log = log_of(tmp_path)
+    assert hook_of(runner).skipped == 2 and log.count("was skipped") == 2
+    assert "step of iteration 3 was" in log and "step of iteration 6 was" in log
+    named = {i for i in range(12) if f"image_{i}.png" in log}
+    assert named == {4 * (i // 4) + j for i in bad for j in range(4)}  # whole batches
+
+
+def test_a_skipped_step_of_several_batches_changes_nothing(tmp_path):
+    """Running statistics are those before the first batch of the step, not of the last."""
+    dense = dict(allocation="fixed", target_sparsity=0.0)
+    accumulate = dict(accumulative_counts=3)
+    skipped = train(tmp_path / "a", bad=(9,), max_iters=3, allocation=dense, optim=accumulate)
+    fresh = Normed().state_dict()
+    assert all(torch.equal(fresh[k], v) for k, v in skipped.model.state_dict().items())
+
+
+class Shouting(Normed):
+    """The loss of the second batch is infinite, and its gradients are not."""
+
+    def forward(self, inputs, data_samples, mode="tensor"):
+        found = super().forward(inputs, data_samples, mode)
+        if any(sample.img_path == "image_4.png" for sample in data_samples):
+            found["loss"] = found["loss"] + float("inf")
+        return found
+
+
+def test_a_lost_loss_over_finite_gradients_costs_no_step(tmp_path):
+    shouting = train(tmp_path / "a", model=Shouting(), hooks=[dict(type="FiniteStepsHook")])
+    calm = train(tmp_path / "b").model.state_dict()
+    assert all(torch.equal(calm[k], v) for k, v in shouting.model.state_dict().items())
+    log = log_of(tmp_path / "a")
+    assert log.count("so the step was taken (images: image_4.png, image_5.png") == 4
+    assert "skipped" not in log
+    assert "4 optimizer steps in 12 iterations were taken though a loss was not finite" in log
+    assert (hook_of(shouting).lost, hook_of(shouting).skipped) == (4, 0)
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class Scaled(OptimWrapper):
+    """AmpOptimWrapper's use of a GradScaler, where there is no GPU."""
+
+    def __init__(self, init_scale, **kwargs):
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+
+    def backward(self, loss, **kwargs):
+        self.scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "scale, bad, skipped",
+    [(1.0, (5,), 4), (2.0**120, (), 0)],
+    ids=["bad image", "scale that is sought"],
+)
+def test_under_a_grad_scaler(tmp_path, fused, scale, bad, skipped):
+    optim = dict(type="Scaled", init_scale=scale)
+    optim["optimizer"] = dict(type="AdamW", lr=3e-3, fused=fused)
+    runner = train(tmp_path, bad=bad, optim=optim)
+    assert runner.optim_wrapper.scaler.get_scale() < scale  # some steps were left out
+    assert hook_of(runner).skipped == skipped
+    assert not not_finite(runner.model)
 
 
 def test_a_run_that_diverged_ends_and_keeps_its_checkpoints(tmp_path):
@@ -154,5 +228,5 @@ def test_importances_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize("patience", [0, True, 1.5, "3"])
 def test_patience_is_a_positive_number_of_steps(patience):
-    with pytest.raises(ValueError, match="patience must be a positive number of steps"):
+    with pytest.raises(ValueError, match="patience must be"):
         FiniteStepsHook(patience)

@@ -95,19 +95,6 @@ def _allocation(report: Forecast, runner: Runner) -> list[str]:
 
 def _classes(runner: Runner, cfg: Config) -> list[str]:
     found = []
-    dataset = getattr(getattr(runner._train_loop, "dataloader", None), "dataset", None)
-    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    for name in ("decode_head", "auxiliary_head"):
-        head = getattr(runner.model, name, None)
-        for one in head if isinstance(head, nn.ModuleList) else [head] if head else []:
-            count = getattr(one, "num_classes", None)
-            if getattr(one, "out_channels", count) == 1 and count == 1:
-                count = 2  # one logit for two classes
-            if classes and count and count != len(classes):
-                found.append(
-                    f"{name} has {count} classes, the training set names {len(classes)}: set "
-                    f"model.{name}.num_classes"
-                )
     for loader in ("train_dataloader", "val_dataloader"):
         dataset = (cfg.get(loader) or {}).get("dataset") or {}
         for key in ("reduce_zero_label", "label_map"):

@@ -26,7 +26,7 @@ from ...inject import (
     summarize,
 )
 from ...loading import fit_base_file, some
-from ...models.label_values import label_ranges
+from ...models.label_values import class_mismatches, label_ranges
 from . import checks
 from .forecast import Forecast
 from .labels import label_problems, survey_labels
@@ -86,6 +86,8 @@ def _labels(runner: Runner) -> tuple[list[str], list[str]]:
             classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
             problems, warnings = label_problems(survey, ranges, classes, what)
             wrong, look = wrong + problems, look + warnings
+            if loop is runner._train_loop:
+                wrong += class_mismatches(runner.model, classes)
     return wrong, look
 
 

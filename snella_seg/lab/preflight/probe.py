@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch.optim import Optimizer
 
 from ...hooks import SparsityAllocationHook
+from ...hooks.of_runner import optim_wrappers
 
 #: Iterations before those that are timed; the first ones warm up libraries and loaders.
 WARMUP = 3
@@ -110,8 +111,7 @@ class ProbeHook(Hook):
 
 def optimizers(runner: Runner) -> list[Optimizer]:
     """The optimizers of a run that was begun; mostly one."""
-    wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper})
-    return [wrapper.optimizer for wrapper in wrappers.values()]
+    return [wrapper.optimizer for wrapper in optim_wrappers(runner)]
 
 
 def probe(runner: Runner, iterations: int, images: int = 3) -> tuple[ProbeHook, dict]:

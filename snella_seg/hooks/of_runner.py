@@ -1,0 +1,20 @@
+"""What hooks ask a runner for, whatever its model and its optimizers are wrapped in."""
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+
+def plain_model(runner) -> nn.Module:
+    """The model, out of the wrapper that several processes need."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def optim_wrappers(runner) -> list:
+    """All optimizer wrappers; there is one, unless the config has an OptimWrapperDict."""
+    wrapper = runner.optim_wrapper
+    return list(getattr(wrapper, "optim_wrappers", {"": wrapper}).values())
+
+
+def has_updated(runner) -> bool:
+    """Whether the last iteration ended with an update, so that no gradients wait for more."""
+    return all(wrapper.should_update() for wrapper in optim_wrappers(runner))
