@@ -1,4 +1,4 @@
-"""Every supported family of backbones at toy size: data for tests and for the matrix in the docs."""
+"""Every supported family of backbones at toy size, for tests and for the matrix in the docs."""
 
 
 def timm(model_name: str, **options) -> dict:
@@ -12,9 +12,7 @@ _MMSEG_VIT = dict(
 _VIT = dict(embed_dim=16, depth=2, num_heads=2, img_size=64, out_indices=(0, 1))
 _PATCH_14 = {**_VIT, "img_size": 56}
 _ROTARY = {**_VIT, "embed_dim": 32}
-_SWIN = dict(
-    embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, img_size=64
-)
+_SWIN = dict(embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, img_size=64)
 _CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 _HIERA = dict(embed_dim=8, num_heads=1, stages=(1, 1, 2, 1))
 _PYRAMID = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))

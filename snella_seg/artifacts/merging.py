@@ -84,7 +84,7 @@ def unmerge_adapters(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _merged_weight(module: AdaptedModule) -> Tensor:
-    """W + deltas, made outside of autocast; a tensor of its own, of the weight's dtype and shape."""
+    """W + deltas, made outside of autocast; a tensor of its own, of the dtype and shape of W."""
     weight = module.base_parameter
     with torch.autocast(weight.device.type, enabled=False):
         enabled, module.adapters_enabled = module.adapters_enabled, True

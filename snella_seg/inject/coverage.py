@@ -15,7 +15,8 @@ from .families import why_left_out
 class LeftOut:
     """Weights of one kind that blocks hold and no adapter acts on.
 
-    ``kind`` is the end of their module's name, without numbers. ``reason`` is None where nothing explains it.
+    ``kind`` is the end of their module's name, without numbers. ``reason`` is None where nothing
+    explains it.
     """
 
     kind: str
@@ -90,7 +91,7 @@ def _maps_of_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Param
 
 
 def _not_a_matrix(module: nn.Module) -> str | None:
-    """Why a module's weight is no matrix between features; None where it is, or nothing is known."""
+    """Why a module's weight is no matrix between features; None where it is, or is not known."""
     if not isinstance(module, nn.modules.conv._ConvNd):
         return None
     if isinstance(module, nn.Conv2d) and is_linear_map(module):

@@ -178,7 +178,7 @@ def why_left_out(weight_name: str) -> str | None:
 
 
 def stacks_by_heads(module: nn.Module) -> bool:
-    """Whether an attention's packed projection has q, k and v of one head after those of another."""
+    """Whether a packed projection has q, k and v of one head after those of another."""
     path = f"{type(module).__module__}:{type(module).__name__}"
     return any(path in family.by_heads for family in FAMILIES.values())
 

@@ -1,4 +1,4 @@
-"""Modules: the adapter of one matrix, and linear, convolution and attention layers with adapters."""
+"""Modules: the adapter of one matrix, and the layers that carry adapters."""
 
 from .adapter import Adapter, SnellaAdapter
 from .attention import AdaptedMultiheadAttention, FusedMultiheadAttention

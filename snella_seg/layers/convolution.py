@@ -1,4 +1,4 @@
-"""Convolutions of one pixel, which are linear layers over channels, whose weights carry adapters."""
+"""Convolutions of one pixel, linear layers over channels, whose weights carry adapters."""
 
 from typing import Any
 

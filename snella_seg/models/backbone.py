@@ -38,8 +38,8 @@ class SnellaBackbone(BaseModule):
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
         targets: ``'auto'`` (every linear map of every encoder block), ``'all-linear'`` (those
-            between blocks as well) or patterns, see :func:`snella_seg.inject.select_matrices`; ``[]`` adapts nothing, which
-            leaves a frozen backbone.
+            between blocks as well) or patterns, see :func:`snella_seg.inject.select_matrices`;
+            ``[]`` adapts nothing, which leaves a frozen backbone.
         trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
             token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
             patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.

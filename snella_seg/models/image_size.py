@@ -28,8 +28,8 @@ def _timm_family(config: Mapping[str, Any]) -> Family:
     name = config.get("model_name", "")
     if not is_model(name):
         return Family()
-    known = [m for family in FAMILIES.values() for m in family.modules]
-    return family_of(m for m in known if is_model_in_modules(name, {m.removeprefix("timm.models.")}))
+    known = [m.removeprefix("timm.models.") for f in FAMILIES.values() for m in f.modules]
+    return family_of(f"timm.models.{m}" for m in known if is_model_in_modules(name, {m}))
 
 
 class ImageSizes:
