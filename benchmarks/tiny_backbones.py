@@ -48,7 +48,7 @@ TINY: dict[str, dict] = {
     "timm DeiT III": timm("deit3_base_patch16_224", **_VIT),
     "timm DINOv2": timm("vit_base_patch14_dinov2", **_PATCH_14),
     "timm DINOv2, registers": timm("vit_base_patch14_reg4_dinov2", **_PATCH_14),
-    "timm DINOv2 g, SwiGLU": timm("vit_giant_patch14_dinov2", **_PATCH_14),
+    "timm DINOv2 g, SwiGLU": timm("vit_giant_patch14_dinov2", **{**_PATCH_14, "embed_dim": 24}),
     "timm DINOv3": timm("vit_base_patch16_dinov3", **_ROTARY),
     "timm DINOv3 S+, SwiGLU": timm("vit_small_plus_patch16_dinov3", **_ROTARY),
     "timm EVA-02": timm("eva02_base_patch14_224", **{**_ROTARY, "img_size": 56}),
