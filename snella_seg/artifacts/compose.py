@@ -75,7 +75,7 @@ def combine_adapters(
             raise CheckpointError(f"{file.path}: {problem}")
         for name, adapter in file.adapters().items():
             matrix = matrices[name]
-            rows = state[matrix.weight][matrix.start : matrix.stop]
+            rows = state[matrix.weight].flatten(1)[matrix.start : matrix.stop]
             rows += weight * adapter.delta_weight().to(rows)
         for name, value in extras.items():
             if value.is_floating_point():

@@ -14,6 +14,7 @@ from ..configs import type_name
 from ..inject import adapted_weights, attach_adapters, base_state, detach_adapters
 from ..layers import AdaptedModule
 from ..models import SnellaBackbone, find_wrapper
+from ..models.image_size import with_timm_options
 
 # Merged model -> what brings its adapters back.
 _MERGED: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
@@ -40,7 +41,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     originals, merged = {}, {}
     for name, module in modules.items():
         if module.adapters:
-            originals[name] = (module.adapted_weight_name, module.base_weight)
+            originals[name] = (module.adapted_weight_name, module.base_parameter)
             merged[name] = _merged_weight(module)
     for module in model.modules():
         if isinstance(module, SnellaBackbone):
@@ -83,13 +84,13 @@ def unmerge_adapters(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _merged_weight(module: AdaptedModule) -> Tensor:
-    """W + deltas, made outside of autocast; a tensor of its own, of the weight's dtype."""
-    weight = module.base_weight
+    """W + deltas, made outside of autocast; a tensor of its own, of the dtype and shape of W."""
+    weight = module.base_parameter
     with torch.autocast(weight.device.type, enabled=False):
         enabled, module.adapters_enabled = module.adapters_enabled, True
         merged = module.effective_weight()
         module.adapters_enabled = enabled
-    return merged.detach().to(weight.dtype).clone()
+    return merged.detach().to(weight.dtype).clone().view_as(weight)
 
 
 def merged_backbone(wrapper: SnellaBackbone) -> dict[str, Tensor]:
@@ -159,7 +160,7 @@ def _inner(backbone: dict) -> dict:
             f"the config's backbone is a {type_name(backbone)}, not a SnellaBackbone: there is "
             "nothing to merge"
         )
-    inner = dict(backbone["backbone"])
+    inner = with_timm_options(backbone["backbone"])
     inner.pop("init_cfg", None)
     if type_name(inner) == "TIMMBackbone":
         if "swin" in inner.get("model_name", ""):
@@ -234,7 +235,7 @@ def half_precision_loss(
         over that of the delta); share of the changed weights that end as unchanged ones would.
     """
     for name, module, _ in adapted_weights(wrapper.backbone):
-        base, merged = module.base_weight.detach().float(), _merged_weight(module).float()
+        base, merged = module.base_parameter.detach().float(), _merged_weight(module).float()
         changed = base != merged
         delta, rounded = (merged - base)[changed], merged.to(dtype).float()
         if not delta.numel():

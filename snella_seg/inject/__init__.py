@@ -14,18 +14,21 @@ from .attach import (
     make_adapters,
     set_adapters_enabled,
 )
-from .families import FAMILIES, KINDS, Family
+from .coverage import Coverage, LeftOut
+from .families import FAMILIES, KINDS, Family, family_of
 from .freeze import AUTO_TRAINABLE, covers, freeze_base, is_output_norm
 from .methods import METHODS, Method, allocation_mode, get_method, method_name, settle
 from .summary import sparsity_by_kind, summarize
-from .targets import Matrix, find_matrices, select_matrices
+from .targets import Matrix, cover, find_matrices, select_matrices
 
 __all__ = [
     "AUTO_TRAINABLE",
     "FAMILIES",
     "KINDS",
     "METHODS",
+    "Coverage",
     "Family",
+    "LeftOut",
     "Matrix",
     "Method",
     "adapted_weights",
@@ -36,8 +39,10 @@ __all__ = [
     "allocation_mode",
     "attach_adapters",
     "base_state",
+    "cover",
     "covers",
     "detach_adapters",
+    "family_of",
     "find_matrices",
     "freeze_base",
     "get_method",

@@ -70,11 +70,17 @@ class AdaptedModule(nn.Module):
             yield name, adapter
 
     @property
-    def base_weight(self) -> nn.Parameter:
-        """The frozen weight itself, (out, in)."""
-        weight = self._parameters[self.adapted_weight_name]
-        assert weight is not None
-        return weight
+    def base_parameter(self) -> nn.Parameter:
+        """The frozen weight as the stock module has it: (out, in), or (out, in, 1, 1)."""
+        parameter = self._parameters[self.adapted_weight_name]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def base_weight(self) -> Tensor:
+        """The frozen weight itself as a matrix, (out, in)."""
+        parameter = self.base_parameter
+        return parameter if parameter.ndim == 2 else parameter.flatten(1)
 
     def delta_blocks(self, start: int = 0, stop: int | None = None) -> list[DeltaBlock]:
         """The deltas within the rows ``start:stop`` of the weight, counted from ``start``.

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .attention import AdaptedMultiheadAttention
+from .convolution import AdaptedConv2d
 from .linear import AdaptedLinear
 from .module import AdaptedModule
 
@@ -22,8 +23,12 @@ def adapted_class(stock_class: type) -> type:
         mixin = AdaptedMultiheadAttention
     elif issubclass(stock_class, nn.Linear):
         mixin = AdaptedLinear
+    elif issubclass(stock_class, nn.Conv2d):
+        mixin = AdaptedConv2d
     else:
-        raise TypeError(f"only linear and attention modules can be adapted, got {stock_class}")
+        raise TypeError(
+            f"only linear, attention and 1x1 convolution modules can be adapted, got {stock_class}"
+        )
     name = f"Adapted{stock_class.__name__}"
     return type(name, (mixin, stock_class), {"stock_class": stock_class, "__reduce_ex__": _reduce})
 

@@ -7,16 +7,19 @@ require_mmseg()
 from .backbone import SnellaBackbone  # noqa: E402
 from .calibration import CalibrationMetric  # noqa: E402
 from .class_iou import ClassIoUMetric  # noqa: E402
+from .describe import BackboneFacts, describe_backbone  # noqa: E402
 from .inference import build_segmentor, load_image, logits  # noqa: E402
 from .linear_head import LinearHead  # noqa: E402
 from .task_state import find_wrapper, find_wrappers, strip_frozen, task_state  # noqa: E402
 
 __all__ = [
+    "BackboneFacts",
     "CalibrationMetric",
     "ClassIoUMetric",
     "LinearHead",
     "SnellaBackbone",
     "build_segmentor",
+    "describe_backbone",
     "find_wrapper",
     "find_wrappers",
     "load_image",

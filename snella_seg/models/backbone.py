@@ -5,16 +5,18 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
 from ..configs import type_name
-from ..inject import adapter_keys, add_adapters, freeze_base, get_method, settle
+from ..inject import adapter_keys, add_adapters, cover, freeze_base, get_method, settle
 from ..layers import disable_recompute, enable_recompute
 from ..layers.typed_options import typed_options
 from ..loading import load_base, take_in
 from ..loading.plain_config import plain_config
 from .fused_attention import fuse_attention, restore_attention
+from .image_size import ImageSizes, with_timm_options
 
 
 @MODELS.register_module()
@@ -26,17 +28,18 @@ class SnellaBackbone(BaseModule):
     :class:`snella_seg.functional.DeltaRule` calls the kernel and the sparsifier.
 
     Args:
-        backbone: config of a stock backbone, required: mmseg's VisionTransformer or
-            SwinTransformer, or TIMMBackbone around a timm ViT or Swin.
+        backbone: config of a stock backbone, required: one of mmseg, or TIMMBackbone around one of
+            timm; docs/backbones.md lists those that are tested. timm's get what they need to take
+            images of any size (``dynamic_img_size`` and the like) where the config does not say.
         method: what is tuned, a name in :data:`snella_seg.inject.METHODS`: ``'snella'``, or what
             it is compared with (``'lora'``, ``'full'``, ``'frozen'`` ...). ``adapter``, ``targets``
             and ``trainable`` that contradict it are refused. Or a dict of its name as ``type`` and
             options of its adapters: ``dict(type='peft', config='ShiraConfig', r=32)``.
         adapter: arguments of :class:`snella_seg.layers.SnellaAdapter`: rank, heads, kernel,
             sparsifier, initial_sparsity, scale.
-        targets: ``'auto'`` (q, k, v, attention projection and both MLP layers of every block) or
-            patterns, see :func:`snella_seg.inject.select_matrices`; ``[]`` adapts nothing, which
-            leaves a frozen backbone.
+        targets: ``'auto'`` (every linear map of every encoder block), ``'all-linear'`` (those
+            between blocks as well) or patterns, see :func:`snella_seg.inject.select_matrices`;
+            ``[]`` adapts nothing, which leaves a frozen backbone.
         trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
             token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
             patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.
@@ -98,9 +101,13 @@ class SnellaBackbone(BaseModule):
         self.method_name, self.method = name, get_method(name)
         adapter, targets, trainable = settle(name, adapter, targets, trainable)
         config = _inner_config(backbone, pretrained, init_cfg, base_checkpoint)
+        config = ConfigDict(with_timm_options(config))
         self.inner_config = plain_config(config)
         self.backbone = MODELS.build(config)
-        add_adapters(self.backbone, adapter, targets, self.method.adapter_class)
+        adapters = add_adapters(self.backbone, adapter, targets, self.method.adapter_class)
+        if targets == "auto":
+            print_log(f"targets='auto', {cover(self.backbone, adapters).line()}", "current")
+        self.image_sizes = ImageSizes(config, self.backbone)
         freeze_base(self.backbone, trainable)
         ours = adapter_keys(self.backbone)
         self.trained_base = frozenset(
@@ -150,10 +157,11 @@ class SnellaBackbone(BaseModule):
         if self._checkpoints_blocks and self.training and torch.is_grad_enabled():
             # Reentrant checkpointing passes gradients only to blocks whose input wants one.
             x = x.detach().requires_grad_()
-        outputs = self.backbone(x)
+        fitted = self.image_sizes.fit(x)
+        outputs = tuple(self.backbone(fitted))
         if self._channels_last:
-            return tuple(out.permute(0, 3, 1, 2).contiguous() for out in outputs)
-        return tuple(outputs)
+            outputs = tuple(out.permute(0, 3, 1, 2).contiguous() for out in outputs)
+        return self.image_sizes.crop(outputs, x, fitted)
 
     def train(self, mode: bool = True):
         """Switch modes as the stock backbone does; what is trained stays trained."""

@@ -9,7 +9,7 @@ from ...configs import type_name
 from ...hooks import SparsityAllocationHook
 from ...inject import adapter_keys
 from ...loading import some
-from ...models import SnellaBackbone
+from ...models import SnellaBackbone, describe_backbone
 from ..text import size
 from .forecast import Forecast
 from .probe import ProbeHook
@@ -69,6 +69,41 @@ def _base(report: Forecast, runner: Runner, cfg: Config) -> list[str]:
             "with random weights"
         ]
     return []
+
+
+def head_problems(model: nn.Module) -> list[str]:
+    """Heads and necks that expect other channels than the backbone's maps have."""
+    wrapper = any_wrapper(model)
+    if wrapper is None:
+        return []
+    channels, found = list(describe_backbone(wrapper).channels), []
+    behind = ["neck"] if getattr(model, "neck", None) is not None else ["decode_head"]
+    behind += ["auxiliary_head"] if behind == ["decode_head"] else []
+    for name in behind:
+        part = getattr(model, name, None)
+        for one in part if isinstance(part, nn.ModuleList) else [part]:
+            wanted, index = getattr(one, "in_channels", None), getattr(one, "in_index", None)
+            if wanted is None or getattr(one, "input_transform", None) == "resize_concat":
+                continue
+            several = isinstance(wanted, (list, tuple))
+            indices = index if isinstance(index, (list, tuple)) else None
+            indices = indices or (
+                range(len(channels)) if several else [-1 if index is None else index]
+            )
+            if any(not -len(channels) <= i < len(channels) for i in indices):
+                found.append(
+                    f"{name}.in_index is {index}, the backbone gives {len(channels)} maps: set "
+                    f"model.{name}.in_index, or out_indices of the backbone"
+                )
+                continue
+            given = [channels[i] for i in indices]
+            if (list(wanted) if several else [wanted]) != given:
+                value = given if several else given[0]
+                found.append(
+                    f"{name}.in_channels is {wanted}, the maps of the backbone have {given} "
+                    f"channels: set model.{name}.in_channels={value}"
+                )
+    return found
 
 
 def _allocation(report: Forecast, runner: Runner) -> list[str]:

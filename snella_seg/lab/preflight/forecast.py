@@ -20,6 +20,7 @@ class Forecast:
     summary: str = ""
     base: str = ""
     random_base: list[str] = field(default_factory=list)
+    coverage: str = ""
     unmatched: list[str] = field(default_factory=list)
     learnable: int = 0
     learnable_heads: int = 0
@@ -73,6 +74,7 @@ class Forecast:
             ("Method", [self.method]),
             ("Base weights", [self.base]),
             ("Model", self.summary.splitlines()),
+            ("Encoder blocks", [self.coverage or "nothing is known"]),
             ("Linear layers of the backbone that are not adapted", self.unmatched or ["none"]),
             ("Schedule", self._schedule()),
             ("Cost", self._cost()),

@@ -20,6 +20,7 @@ from ...hooks.epochs import iterations_per_epoch
 from ...inject import (
     AUTO_TRAINABLE,
     adapters_disabled,
+    cover,
     covers,
     find_matrices,
     list_adapters,
@@ -65,6 +66,7 @@ def preflight(cfg: Config, iterations: int = 6) -> Forecast:
         try:
             _describe(report, runner, cfg)
             wrong, look = _labels(runner)
+            wrong = checks.head_problems(runner.model) + wrong
             iterations = 0 if wrong else iterations  # the loss would only stumble over them
             hook = _measure(report, runner, iterations) if iterations else None
         finally:
@@ -118,6 +120,7 @@ def _describe(report: Forecast, runner: Runner, cfg: Config) -> None:
     _describe_base(report, wrapper)
     if wrapper is not None:
         adapted = set(list_adapters(wrapper.backbone))
+        report.coverage = cover(wrapper.backbone, adapted).line()
         matrices = find_matrices(wrapper.backbone)
         report.unmatched = [m.name for m in matrices if m.name not in adapted]
     backbone = getattr(model, "backbone", model)
