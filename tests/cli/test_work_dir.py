@@ -1,8 +1,10 @@
 """Two runs in one work dir, one that cannot be written to, a disk that is full."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -69,3 +71,17 @@ def test_files_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError), locked(str(tmp_path / "run")):
         pass
+
+
+def test_a_worker_that_lives_on_does_not_hold_the_lock(tmp_path):
+    """A failed run's data loading workers end a moment after it."""
+    context = multiprocessing.get_context("fork")
+    with locked(str(tmp_path)):
+        worker = context.Process(target=time.sleep, args=(60,), daemon=True)
+        worker.start()
+    try:
+        with locked(str(tmp_path)):
+            pass
+        assert worker.is_alive()
+    finally:
+        worker.terminate()
