@@ -84,4 +84,4 @@ def test_a_worker_that_lives_on_does_not_hold_the_lock(tmp_path):
             pass
         assert worker.is_alive()
     finally:
-        worker.terminate()
+        worker.kill()
