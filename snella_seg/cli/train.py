@@ -10,6 +10,7 @@ from mmseg.registry import RUNNERS
 
 from ..configs import load_config
 from ..loading import check_checkpoint, latest_checkpoint
+from ..models.bands import check_bands
 from ..models.feature_maps import check_feature_maps
 from ..models.inference import allow_numpy_scalars, refuse_other_heads
 from .config_checks import check_config
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_datasets(cfg, "train_dataloader", "val_dataloader")
     with locked(cfg.work_dir):
         runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+        check_bands(runner.model)
         if cfg.get("resume"):
             refuse_other_heads(runner.model)
         check_feature_maps(runner.model)

@@ -66,6 +66,18 @@ _TIMM_BLOCK = {
     "mlp.fc2.weight": ("fc2",),
 }
 _FUSED = "snella_seg.models.fused_attention"
+#: Of one stage, whose number is ``#``; timm has no MiT, so the first names are its authors'.
+_MIT_NAMES = (
+    ("patch_embed#.proj.", "layers.#.0.projection."),
+    ("patch_embed#.norm.", "layers.#.0.norm."),
+    ("block#.{}.attn.qkv.", "layers.#.1.{}.attn.attn.in_proj_"),
+    ("block#.{}.attn.proj.", "layers.#.1.{}.attn.attn.out_proj."),
+    ("block#.{}.mlp.fc1.", "layers.#.1.{}.ffn.layers.0."),
+    ("block#.{}.mlp.dwconv.dwconv.", "layers.#.1.{}.ffn.layers.1."),
+    ("block#.{}.mlp.fc2.", "layers.#.1.{}.ffn.layers.4."),
+    ("block#.{}.", "layers.#.1.{}."),
+    ("norm#.", "layers.#.2."),
+)
 _POSITIONS = "it makes position biases of coordinates, not features"
 
 #: Name -> family. BEiT's and MAE's projections are named as timm's.
@@ -94,6 +106,7 @@ FAMILIES: dict[str, Family] = {
         matrices={"attn.w_msa.qkv.weight": QKV, "attn.w_msa.proj.weight": ("proj",), **_MMCV_FFN},
         attention={"mmseg.models.backbones.swin:WindowMSA": f"{_FUSED}:FusedWindowMSA"},
         mark="stages.0.blocks.0.attn.w_msa.qkv.weight",
+        timm_mark="layers.0.blocks.0.attn.qkv.weight",
         timm_names=(
             ("patch_embed.proj.", "patch_embed.projection."),
             ("patch_embed.norm.", "patch_embed.norm."),
@@ -101,6 +114,7 @@ FAMILIES: dict[str, Family] = {
             ("layers.{}.blocks.{}.attn.", "stages.{}.blocks.{}.attn.w_msa."),
             ("layers.{}.blocks.{}.mlp.fc1.", "stages.{}.blocks.{}.ffn.layers.0.0."),
             ("layers.{}.blocks.{}.mlp.fc2.", "stages.{}.blocks.{}.ffn.layers.1."),
+            ("layers.{}.downsample.", "stages.{}.downsample."),
         ),
     ),
     "mmseg BEiT and MAE": Family(
@@ -109,11 +123,28 @@ FAMILIES: dict[str, Family] = {
             "mmseg.models.backbones.beit:BEiTAttention": f"{_FUSED}:FusedBEiTAttention",
             "mmseg.models.backbones.mae:MAEAttention": f"{_FUSED}:FusedMAEAttention",
         },
+        mark="layers.0.attn.qkv.weight",
+        timm_mark="blocks.0.attn.qkv.weight",
+        timm_names=(
+            ("patch_embed.proj.", "patch_embed.projection."),
+            ("norm.", "ln1."),
+            ("blocks.{}.norm{}.", "layers.{}.ln{}."),
+            ("blocks.{}.mlp.fc1.", "layers.{}.ffn.layers.0.0."),
+            ("blocks.{}.mlp.fc2.", "layers.{}.ffn.layers.1."),
+            ("blocks.{}.", "layers.{}."),
+        ),
         modules=("mmseg.models.backbones.beit", "mmseg.models.backbones.mae"),
         sizes="img_size",
     ),
     "mmseg MiT": Family(
-        matrices={"ffn.layers.0.weight": ("fc1",), "ffn.layers.4.weight": ("fc2",)}
+        matrices={"ffn.layers.0.weight": ("fc1",), "ffn.layers.4.weight": ("fc2",)},
+        mark="layers.0.1.0.attn.attn.in_proj_weight",
+        timm_mark="block1.0.attn.qkv.weight",
+        timm_names=tuple(
+            (names[0].replace("#", str(stage + 1)), names[1].replace("#", str(stage)))
+            for stage in range(4)
+            for names in _MIT_NAMES
+        ),
     ),
     "timm ViT": Family(
         matrices=_TIMM_BLOCK,

@@ -39,7 +39,13 @@ def check_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str, sourc
             + _bands_hint(backbone, state, prefix)
         )
     if fit.fresh:
-        print_log(f"Not in {source}, trained from scratch: {some(fit.fresh)}", "current")
+        print_log(f"Not in {source}, trained from scratch: {some(fit.fresh)}", "current", level=30)
+    if fit.neutral:
+        print_log(
+            f"Not in {source}, frozen where they change nothing (scales of 1, biases of 0): "
+            f"{some(fit.neutral)}",
+            "current",
+        )
     if fit.unused:
         bias = "patch_embed.projection.bias" in fit.unused
         print_log(
@@ -59,9 +65,9 @@ def _bands_hint(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -> s
         if found[:, :1].shape == value[:, :1].shape:
             module = name.split(".")[0]
             return (
-                f"They are for {found.shape[1]} bands, not {value.shape[1]}: train {module} as "
-                f"well, trainable=['cls_token', '{module}'] of SnellaBackbone, and it starts from "
-                "the mean of the bands"
+                f"They are for {found.shape[1]} bands, not {value.shape[1]}: set bands='mean' of "
+                f"SnellaBackbone (or 'copy', 'random'), and {module} starts from these and is "
+                "trained as well"
             )
     return "Use the checkpoint of this architecture"
 
@@ -70,8 +76,9 @@ class BaseFit(NamedTuple):
     """How a file's weights fit a base: numbers and names, as the backbone has them.
 
     ``expected`` weights are in the backbone; ``missing`` are frozen ones that the file lacks,
-    ``fresh`` trained ones, ``misshapen`` have other shapes there ('name shape instead of shape'),
-    ``unused`` are in the file only.
+    ``neutral`` those among them that compute nothing as they are, so that the backbone is the
+    file's model all the same, ``fresh`` trained ones, ``misshapen`` have other shapes there ('name
+    shape instead of shape'), ``unused`` are in the file only.
     """
 
     expected: int
@@ -79,12 +86,13 @@ class BaseFit(NamedTuple):
     misshapen: list[str]
     fresh: list[str]
     unused: list[str]
+    neutral: list[str] = []
 
 
 def fit_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str = "") -> BaseFit:
     """Hold a state against a backbone's own weights. Arguments as of :func:`check_base`."""
     trained = {n for n, p in backbone.named_parameters() if p.requires_grad}
-    missing, misshapen, fresh = [], [], []
+    missing, misshapen, fresh, neutral = [], [], [], []
     expected = base_state(backbone)
     for name, value in expected.items():
         found = state.get(prefix + name)
@@ -93,6 +101,8 @@ def fit_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str = "") ->
             misshapen.append(f"{name} {shapes}")
         elif found is None and name in trained:
             fresh.append(name)
+        elif found is None and _is_neutral(name, value):
+            neutral.append(name)
         elif found is None and value.is_floating_point():
             missing.append(name)
     unused = [
@@ -101,7 +111,15 @@ def fit_base(backbone: nn.Module, state: dict[str, Tensor], prefix: str = "") ->
         if k.startswith(prefix) and k.removeprefix(prefix) not in expected
     ]
     unused = [k for k in unused if not k.startswith(_CLASSIFIER) and not is_adapter_key(k)]
-    return BaseFit(len(expected), missing, misshapen, fresh, unused)
+    return BaseFit(len(expected), missing, misshapen, fresh, unused, neutral)
+
+
+def _is_neutral(name: str, value: Tensor) -> bool:
+    """Whether a weight computes nothing: a scale of 1, a position bias of 0."""
+    part = name.rpartition(".")[2]
+    if part in ("gamma", "gamma_1", "gamma_2"):
+        return bool((value == 1).all())
+    return part == "relative_position_bias_table" and not value.any()
 
 
 def check_adapters(backbone: nn.Module, state: dict[str, Tensor], prefix: str) -> None:

@@ -1,4 +1,8 @@
-"""Names of pretrained weights: between timm's models and mmsegmentation's."""
+"""Names of pretrained weights: between timm's models and mmsegmentation's.
+
+timm's names are the common ones, to which every layout is brought
+(:mod:`snella_seg.loading.formats`); the few models that timm lacks have those of their authors.
+"""
 
 import re
 
@@ -6,6 +10,7 @@ from torch import Tensor
 
 from ..inject import FAMILIES
 from ..inject.families import Family
+from ..inject.freeze import is_output_norm
 
 _AS_IS = ("cls_token", "pos_embed")
 _HEAD = ("head.", "head_dist.", "fc_norm.", "pre_logits.", "attn_pool.")
@@ -43,7 +48,7 @@ def from_timm(state_dict: dict[str, Tensor], name: str, family: Family) -> dict[
         ValueError: when some have no counterpart, such as LayerScale or separate q and k norms.
     """
     kept = {key: value for key, value in state_dict.items() if not key.startswith(_HEAD)}
-    converted, unknown = _rename_all(kept, family.timm_names)
+    converted, unknown = _rename_all(_own_values(kept), family.timm_names)
     if unknown:
         raise ValueError(
             f"{len(unknown)} weights have no counterpart in {name}: {', '.join(unknown[:6])}; use "
@@ -105,17 +110,33 @@ def mmseg_to_timm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: on another architecture, or weights without a counterpart.
     """
+    for kind in ("ViT", "Swin"):
+        family = FAMILIES[f"mmseg {kind}"]
+        if family.mark in state_dict:
+            names = _inverted(family)
+            return _all_known(*_rename_all(_common_values(state_dict), names), kind)
     if any(name.startswith("timm_model.") for name in state_dict):
-        return {_from_timm_backbone(name): value for name, value in state_dict.items()}
-    vit, swin = FAMILIES["mmseg ViT"], FAMILIES["mmseg Swin"]
-    if vit.mark in state_dict:
-        return _all_known(*_rename_all(state_dict, _inverted(vit)), "ViT")
-    if swin.mark in state_dict:
-        return _swin_to_timm(state_dict, swin)
+        return common_names(state_dict)
     raise ValueError(
         "timm names are known for mmseg's VisionTransformer and SwinTransformer and for "
         f"TIMMBackbone; names begin with {', '.join(list(state_dict)[:3]) or 'nothing'}"
     )
+
+
+def common_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring weights of any known backbone of mmseg to the common names.
+
+    What has no counterpart keeps its name, but for output norms, which are left out with computed
+    index buffers; so do all weights of a backbone of no family.
+    """
+    if any(name.startswith("timm_model.") for name in state_dict):
+        return {_from_timm_backbone(name): value for name, value in state_dict.items()}
+    for family in FAMILIES.values():
+        if family.timm_names and family.mark in state_dict:
+            values = _common_values(state_dict)
+            converted, unknown = _rename_all(values, _inverted(family))
+            return {**converted, **{name: values[name] for name in unknown}}
+    return dict(state_dict)
 
 
 def _inverted(family: Family) -> list[tuple[str, str]]:
@@ -127,21 +148,42 @@ def _from_timm_backbone(name: str) -> str:
     return re.sub(r"^(layers|blocks|stages)_(\d+)\.", r"\1.\2.", name)
 
 
-def _swin_to_timm(state_dict: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    kept = {}
+_MIT_MLP = re.compile(r"^layers\.\d\.1\.\d+\.ffn\.layers\.[04]\.weight$")
+_COMMON_MIT_MLP = re.compile(r"^block\d\.\d+\.mlp\.fc\d\.weight$")
+
+
+def _common_values(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Values of mmseg's backbones as timm has them, still under mmseg's names.
+
+    mmseg's Swin unfolds 2x2 patches as (channel, row, column), timm as (column, row, channel), and
+    timm merges them at the beginning of a stage. mmseg's MiT has convolutions in its MLPs.
+    """
+    common = {}
     for name, value in state_dict.items():
-        if re.match(r"norm\d\.", name) or name.endswith("relative_position_index"):
+        if is_output_norm(name) or name.endswith("relative_position_index"):
             continue
         merging = re.match(r"stages\.(\d+)\.downsample\.", name)
         if merging:
-            # mmseg unfolds 2x2 patches as (channel, row, column), timm as (column, row, channel);
-            # timm merges at the beginning of a stage.
             value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
-            name = f"layers.{int(merging[1]) + 1}.downsample.{name[merging.end() :]}"
-        kept[name] = value
-    to_timm = [*_inverted(family), ("layers.{}.", "layers.{}.")]
-    converted, unknown = _rename_all(kept, to_timm)
-    return _all_known(converted, unknown, "Swin")
+            name = f"stages.{int(merging[1]) + 1}.downsample.{name[merging.end() :]}"
+        elif _MIT_MLP.match(name):
+            value = value.flatten(1)
+        common[name] = value
+    return common
+
+
+def _own_values(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo :func:`_common_values`, under the common names."""
+    own = {}
+    for name, value in state_dict.items():
+        merging = re.match(r"layers\.(\d+)\.downsample\.", name)
+        if merging:
+            value = value.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
+            name = f"layers.{int(merging[1]) - 1}.downsample.{name[merging.end() :]}"
+        elif _COMMON_MIT_MLP.match(name):
+            value = value[:, :, None, None]
+        own[name] = value
+    return own
 
 
 def _all_known(converted: dict[str, Tensor], unknown: list[str], kind: str) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def load_base(wrapper: "SnellaBackbone") -> None:
     """
     loaded = getattr(wrapper.backbone, "is_init", False)  # by timm, when it was built
     with adapters_disabled(wrapper.backbone):
-        init_base_weights(wrapper.backbone)
+        init_base_weights(wrapper.backbone, wrapper.bands)
     if not loaded and wrapper.named_source is not None:
         wrapper.base_source, wrapper.base_is_loaded = wrapper.named_source, True
 

@@ -10,11 +10,21 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
 from ..configs import type_name
-from ..inject import adapter_keys, add_adapters, cover, freeze_base, get_method, settle
+from ..inject import (
+    AUTO_TRAINABLE,
+    adapter_keys,
+    add_adapters,
+    cover,
+    freeze_base,
+    get_method,
+    settle,
+)
 from ..layers import disable_recompute, enable_recompute
 from ..layers.typed_options import typed_options
 from ..loading import load_base, take_in
 from ..loading.plain_config import plain_config
+from ..loading.resizing import BAND_RULES
+from .bands import first_filters, input_bands
 from .fused_attention import fuse_attention, restore_attention
 from .image_size import ImageSizes, with_timm_options
 
@@ -41,8 +51,9 @@ class SnellaBackbone(BaseModule):
             between blocks as well) or patterns, see :func:`snella_seg.inject.select_matrices`;
             ``[]`` adapts nothing, which leaves a frozen backbone.
         trainable: base parameters that are trained besides the adapters: ``'auto'`` (the class
-            token, and the output norms of mmseg's Swin, which no ImageNet checkpoint has) or
-            patterns, see :func:`snella_seg.inject.freeze_base`. All others are frozen.
+            token, the output norms of mmseg's Swin, which no ImageNet checkpoint has, and the
+            patch embedding where ``bands`` is given) or patterns, see
+            :func:`snella_seg.inject.freeze_base`. All others are frozen.
         fused_attention: use ``scaled_dot_product_attention`` in mmcv's attention and in mmseg's
             Swin, BEiT and MAE, whatever the method; results agree to rounding. timm does by
             itself.
@@ -53,6 +64,10 @@ class SnellaBackbone(BaseModule):
             kept by mmseg's ``init_model``.
         check_base: refuse slim checkpoints and adapters that were trained on another base, by the
             digests of its weights; False only warns.
+        bands: how the patch embedding for images of other bands starts from one for RGB, and is
+            trained then: ``'mean'``, ``'copy'`` or ``'random'``, see
+            :func:`snella_seg.loading.resizing.fit_bands`. None asks for weights of these bands,
+            or for a patch embedding among ``trainable``, which starts from the mean.
         pretrained: path of base weights; the older spelling of ``init_cfg``.
         init_cfg: passed on to the stock backbone, for example
             ``dict(type='Pretrained', checkpoint=...)``. None keeps the one in ``backbone``.
@@ -86,6 +101,7 @@ class SnellaBackbone(BaseModule):
         recompute: bool = True,
         base_checkpoint: str | None = None,
         check_base: bool = True,
+        bands: str | None = None,
         pretrained: str | None = None,
         init_cfg: dict | None = None,
         **leaked,
@@ -104,6 +120,11 @@ class SnellaBackbone(BaseModule):
         config = ConfigDict(with_timm_options(config))
         self.inner_config = plain_config(config)
         self.backbone = MODELS.build(config)
+        if bands is not None and bands not in BAND_RULES:
+            raise ValueError(f"bands must be one of {', '.join(BAND_RULES)}, not {bands!r}")
+        self.bands = bands or "mean"
+        if bands is not None and trainable == "auto" and input_bands(self.backbone) != 3:
+            trainable = [*AUTO_TRAINABLE, *first_filters(self.backbone)]
         adapters = add_adapters(self.backbone, adapter, targets, self.method.adapter_class)
         if targets == "auto":
             print_log(f"targets='auto', {cover(self.backbone, adapters).line()}", "current")

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..configs import replace_type, type_name
 from ..loading import CheckpointError, check_checkpoint
+from .bands import check_bands, input_bands
 
 
 def refuse_other_heads(model: nn.Module) -> None:
@@ -61,11 +62,13 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     Raises:
         FileNotFoundError: when a file is missing.
         CheckpointError: when it does not fit.
+        ValueError: when mean or std are for other bands than the backbone's.
     """
     cfg = copy.deepcopy(cfg)
     replace_type(cfg.model, "SyncBN", "BN")
     init_default_scope(cfg.get("default_scope", "mmseg"))
     model = MODELS.build(cfg.model)
+    check_bands(model)
     meta = {}
     if checkpoint is None:
         model.backbone.init_weights()
@@ -106,20 +109,13 @@ def logits(model: nn.Module, image: str | None = None, size: int = 512) -> torch
         size: side of the noise in pixels.
     """
     if image is None:
-        shape = (input_bands(model), size, size)
+        shape = (input_bands(model.backbone), size, size)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         # padding in tests writes down what it did in the samples
         batch = dict(inputs=[torch.from_numpy(noise)], data_samples=[SegDataSample()])
     else:
         batch = load_image(model.cfg, image)
     return model(model.data_preprocessor(batch, False)["inputs"], mode="tensor")
-
-
-def input_bands(model: nn.Module) -> int:
-    """How many bands the images of a segmentor have, by its first convolution."""
-    convolutions = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
-    first = next(convolutions, None)
-    return 3 if first is None else first.in_channels
 
 
 def allow_numpy_scalars() -> None:

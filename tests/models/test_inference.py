@@ -12,7 +12,7 @@ import snella_seg.register  # noqa: F401
 from snella_seg.cli.segment import segment
 from snella_seg.loading import CheckpointError
 from snella_seg.models import build_segmentor, logits
-from snella_seg.models.inference import input_bands
+from snella_seg.models.bands import input_bands
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_noise_has_as_many_bands_as_the_images(tiny_config_file):
     cfg.model.backbone.backbone.in_channels = 5
     cfg.model.data_preprocessor.update(mean=[127.5], std=[127.5], bgr_to_rgb=False)
     model = build_segmentor(cfg)
-    assert input_bands(model) == 5 and logits(model, size=64).isfinite().all()
+    assert input_bands(model.backbone) == 5 and logits(model, size=64).isfinite().all()
 
 
 def test_a_single_logit_is_painted_as_two_classes(tiny_config_file, tmp_path):

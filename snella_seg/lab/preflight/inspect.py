@@ -27,6 +27,7 @@ from ...inject import (
     summarize,
 )
 from ...loading import fit_base_file, some
+from ...models.bands import band_problem
 from ...models.label_values import class_mismatches, label_ranges
 from . import checks
 from .forecast import Forecast
@@ -67,7 +68,8 @@ def preflight(cfg: Config, iterations: int = 6) -> Forecast:
             _describe(report, runner, cfg)
             wrong, look = _labels(runner)
             wrong = checks.head_problems(runner.model) + wrong
-            iterations = 0 if wrong else iterations  # the loss would only stumble over them
+            wrong += [problem] if (problem := band_problem(runner.model)) else []
+            iterations = 0 if wrong else iterations  # it would only stumble over them
             hook = _measure(report, runner, iterations) if iterations else None
         finally:
             logger.removeHandler(said)
@@ -148,20 +150,23 @@ def _describe_base(report: Forecast, wrapper) -> None:
         report.base = f"loaded when it was built: {wrapper.base_source}"
         return
     with adapters_disabled(wrapper.backbone):
-        fit = fit_base_file(wrapper.backbone)
-    if fit is None:
+        found = fit_base_file(wrapper.backbone, wrapper.bands)
+    if found is None:
         report.base = "none: no file is named"
         return
+    fit, conversion = found
     report.random_base = [n for n in fit.fresh if not any(covers(p, n) for p in AUTO_TRAINABLE)]
     parts = [f"{fit.expected - len(fit.missing) - len(fit.fresh)} of {fit.expected} tensors found"]
     for names, what in (
-        (fit.misshapen, "resized"),
+        (conversion.resized or fit.misshapen, "resized"),
         (fit.missing, "missing"),
         (fit.fresh, "not in it, trained from scratch"),
+        (fit.neutral, "not in it and without effect"),
         (fit.unused, "not used"),
     ):
         parts += [f"{len(names)} {what} ({some(names, 3)})"] if names else []
-    report.base = f"{wrapper.named_source}: " + "; ".join(parts)
+    layout = f" ({conversion.layout})" if conversion.layout else ""
+    report.base = f"{wrapper.named_source}{layout}: " + "; ".join(parts)
 
 
 def _plan_checkpoints(report: Forecast, runner: Runner) -> None:
