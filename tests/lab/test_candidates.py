@@ -51,7 +51,7 @@ def test_linear_heads_start_small(kernel, linear):
 
 
 def test_the_method_trains_all_factors():
-    options, targets, _ = settle("form", dict(kernel="hybrid", heads=4, rank=8), "auto", "auto")
+    options, targets, _ = settle("form", dict(kernel="hybrid", heads=4, rank=4), "auto", "auto")
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
     adapters = add_adapters(model, options, ["0", "1"], METHODS["form"].adapter_class)
     for adapter in adapters.values():
