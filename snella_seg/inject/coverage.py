@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..layers import is_linear_map
-from .blocks import find_blocks
+from .encoder_blocks import find_blocks
 from .families import why_left_out
 
 

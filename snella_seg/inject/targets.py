@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..layers import Adapter
-from .blocks import find_blocks, linear_weight
 from .coverage import Coverage, count_kinds, find_left_out
+from .encoder_blocks import find_blocks, linear_weight
 from .families import KINDS, QKV, auto_kinds, stacks_by_heads, why_left_out
 
 

@@ -9,7 +9,7 @@ from mmseg.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..models import SnellaBackbone
-from ..recipes.wrap import own_rules
+from ..recipes import own_rules
 from .constructor import SnellaOptimWrapperConstructor
 
 
