@@ -71,6 +71,32 @@ def prepare(cfg: Config) -> None:
     _say(f"mIoU {results['frozen']:.2f} with the frozen backbone; now SNELLA")
 
 
+def prepare_source(cfg: Config) -> None:
+    """Make the scenes and the backbone of a ground that goes from day to night, if not there yet.
+
+    Trains the config's own model, stock and whole, on the day scenes, and writes it where
+    ``cfg.model.backbone.init_cfg`` reads it. Its rate falls with the width, 0.1 / width.
+
+    Args:
+        cfg: a config of ``configs/grounds/scenes_*.py``.
+    """
+    checkpoint = Path(cfg.model.backbone.init_cfg.checkpoint)
+    root = checkpoint.parent
+    if write_dataset(root / "scenes"):
+        _say(f"generated street scenes by day and by night in {root / 'scenes'}")
+    if checkpoint.is_file():
+        return
+    source = _quiet(Config(cfg.to_dict()), checkpoint.stem, root)
+    source.pop("prepare")
+    source.model.backbone = source.model.backbone.backbone
+    source.custom_hooks = []
+    source.optim_wrapper.paramwise_cfg.backbone_lr = 0.1 / source.model.backbone.embed_dims
+    for loader in (source.train_dataloader, source.val_dataloader):
+        loader.dataset.data_root = str(root / "scenes" / "source")
+    _say(f"training {checkpoint.name} on the day scenes, {source.train_cfg.max_iters} iterations")
+    _say(f"mIoU {_train(source, checkpoint):.2f} by day")
+
+
 def _train_source(source: Config, night: dict, root: Path) -> dict:
     """Train the source model; return its mIoU in its own domain and, as it is, in the other."""
     _say(f"training a small ViT on the day scenes, {source.train_cfg.max_iters} iterations")
