@@ -11,6 +11,7 @@ model = dict(
         _delete_=True,
         type="SnellaBackbone",
         backbone={{_base_.model.backbone}},
+        method="snella_v2",
         adapter=dict(rank=16),
         init_cfg=dict(type="Pretrained", checkpoint="data/snella_demo/source.pth"),
     )

@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help=f"a config file, or {STOCK}NAME for one of mmsegmentation's")
     parser.add_argument("out", type=Path, help="the config to write (.py)")
-    parser.add_argument("--method", choices=sorted(METHODS.keys() - {"peft"}), default="snella")
+    parser.add_argument("--method", choices=sorted(METHODS.keys() - {"peft"}), default="snella_v2")
     parser.add_argument(
         "--adapter", nargs="+", action=DictAction, metavar="KEY=VALUE", help="such as rank=8"
     )

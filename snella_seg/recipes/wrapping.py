@@ -19,7 +19,7 @@ _REGISTER = "snella_seg.register"
 def wrap_config(
     cfg: "Config",
     *,
-    method: str | dict = "snella",
+    method: str | dict = "snella_v2",
     adapter: dict | None = None,
     targets: str | Sequence[str] = "auto",
     target_sparsity: float = 0.8,
