@@ -22,7 +22,10 @@ COMMANDS = {
     "export_delta": "write only the changed weights of a backbone",
     "inspect_adapter": "show what is in an adapter file or a sparse delta",
     "compose_adapters": "compare two tasks, or put them together",
+    "doctor": "see whether deltas are made right on this machine, and by what",
 }
+#: Commands that do without the OpenMMLab packages.
+BARE = {"doctor"}
 
 
 def main(command: str | None = None, argv: Sequence[str] | None = None) -> None:
@@ -42,7 +45,8 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         sys.exit(f"error: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
     try:
-        importlib.import_module("snella_seg.register")
+        if command not in BARE:
+            importlib.import_module("snella_seg.register")
         module = importlib.import_module(f"snella_seg.cli.{command}")
     except ImportError as missing:
         sys.exit(f"error: {missing}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.delta import HALF
-from . import tiles, triton_delta
+from . import self_check, tiles, triton_delta
 from .threshold_search import Bracket
 from .tiles import State
 
@@ -59,7 +59,7 @@ class DeltaBlock:
 
     @property
     def by_triton(self) -> bool:
-        """Whether the Triton kernels make this delta."""
+        """Whether the Triton kernels make this delta; at first they have to prove themselves."""
         factors = self.params[0]
         return (
             factors.is_cuda
@@ -67,6 +67,7 @@ class DeltaBlock:
             and isinstance(self.rule, DeltaRule)
             and triton_delta.knows(self.rule)
             and triton_delta.available(factors.device)
+            and self_check.triton_reason(self.rule, factors.device) is None
         )
 
 

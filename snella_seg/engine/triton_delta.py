@@ -23,6 +23,7 @@ from .triton_kernels import (
     finish_kernel,
     merge_kernel,
     neighbours_kernel,
+    rows_kernel,
     sums_kernel,
     tl,
     triton,
@@ -32,8 +33,12 @@ from .triton_kernels import (
 BLOCK_OUT, BLOCK_IN = 64, 32  # tile of the elementwise kernels
 BLOCK_OWN, BLOCK_OTHER, BLOCK_COLUMNS = 32, 16, 16  # tile of the factors' gradients
 MIN_CHUNK, PROGRAMS = 64, 1024  # how a long loop is split: shortest part, programs aimed at
-#: Functions of the kernels that are made here -> whether with the softmax.
-MIXED: dict[Callable[..., Tensor], bool] = {distance_kernel: False, mixed_kernel: True}
+#: Function of a kernel that is made here, whether it is centred -> how the Triton kernels call it.
+KINDS: dict[tuple[Callable[..., Tensor], bool], str] = {
+    (distance_kernel, False): "distance",
+    (distance_kernel, True): "centred",
+    (mixed_kernel, False): "mixed",
+}
 #: Functions of the sparsifiers that are made here -> how the Triton kernels call them.
 MODES: dict[Callable[..., Tensor], str] = {
     weighted_factor: "weighted",
@@ -60,8 +65,8 @@ def available(device: torch.device) -> bool:
 def knows(rule: DeltaRule) -> bool:
     """Whether there are kernels for this way of making a delta."""
     kernel, sparsifier = get_kernel(rule.kernel), get_sparsifier(rule.sparsifier)
-    plain = not (sparsifier.gradient or sparsifier.relative or kernel.centred)
-    return kernel.function in MIXED and sparsifier.factor in MODES and plain
+    made = (kernel.function, kernel.centred) in KINDS
+    return made and sparsifier.factor in MODES and sparsifier.gradient is None
 
 
 class _Matrix:
@@ -89,8 +94,10 @@ class _Matrix:
                 f"cannot run on {self.device}: needs Triton and a CUDA device, or "
                 "TRITON_INTERPRET=1 set before the import; use DeltaRule itself"
             )
-        self.params, self.mixed = params, MIXED[kernel.function]
-        self.mode = MODES[get_sparsifier(rule.sparsifier).factor]
+        self.params, self.kind = params, KINDS[kernel.function, kernel.centred]
+        sparsifier = get_sparsifier(rule.sparsifier)
+        self.relative = sparsifier.relative
+        self.mode = {"MODE": MODES[sparsifier.factor], "RELATIVE": sparsifier.relative}
         self.scale = float(rule.scale)
         self.heads, self.ins, self.rank = params[0].shape
         self.outs = params[1].shape[1]
@@ -98,10 +105,10 @@ class _Matrix:
             raise ValueError("cannot take the threshold of an empty matrix")
         self.p, self.q = self._table(params[0]), self._table(params[1])
         self.scalars = self.p
-        if self.mixed:
+        if self.kind == "mixed":
             self.scalars = torch.cat([scalar.reshape(1) for scalar in params[2:]]).float()
         self.tables = (self.p, self.q, self.scalars)
-        self.made = {"HEADS": self.heads, "COLUMNS": self.p.shape[1], "MIXED": self.mixed}
+        self.made = {"HEADS": self.heads, "COLUMNS": self.p.shape[1], "KIND": self.kind}
         self.grid = (triton.cdiv(self.outs, BLOCK_OUT), triton.cdiv(self.ins, BLOCK_IN))
         self.tile = {"BLOCK_OUT": BLOCK_OUT, "BLOCK_IN": BLOCK_IN, "enable_fp_fusion": False}
 
@@ -127,6 +134,12 @@ class _Matrix:
             raise TypeError(f"{name} must be in single or half precision, got {tensor.dtype}")
         return tensor if self.ins == 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
+    def unpack(self, state: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Threshold, statistics and inverse unit of a state; a stand-in where there are none."""
+        threshold, *rest = (t for t in state if t is not None)
+        stats = self.p if self.kind == "distance" else rest.pop(0)
+        return threshold, stats, rest.pop(0) if self.relative else self.p
+
     def output(self, base: Tensor | None, out: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """The base and the output, checked; a new output where none is given."""
         base = None if base is None else self.check("base", base)
@@ -136,6 +149,32 @@ class _Matrix:
         elif self.check("out", out) is not out:
             raise ValueError(f"out must have inner stride 1, got strides {out.stride()}")
         return base, out
+
+
+def _stats(m: _Matrix, dense: Tensor, size: tuple[int, int, int]) -> Tensor | None:
+    """Write D; return what K takes from whole rows and columns of it, None where nothing.
+
+    For ``mixed`` the maximum and the sum of exponentials of each input's softmax, (2, in); for
+    ``centred`` the means over outputs, then those over inputs of what that leaves, (in + out,).
+    """
+    partial = m.p
+    if m.kind != "distance":
+        partial = m.empty(2 if m.kind == "mixed" else 1, m.grid[0], m.ins)
+    distances_kernel[m.grid](*m.tables, dense, partial, *size, m.scale, **m.made, **m.tile)
+    if m.kind == "mixed":
+        stats = m.empty(2, m.ins)
+        merge_kernel[(m.grid[1],)](
+            partial, stats, m.grid[0], m.ins, BLOCK=BLOCK_IN, enable_fp_fusion=False
+        )
+        return stats
+    if m.kind == "distance":
+        return None
+    stats = m.empty(m.ins + m.outs)
+    torch.div(partial[0].sum(0), m.outs, out=stats[: m.ins])
+    partial = m.empty(m.grid[1], m.outs)
+    rows_kernel[m.grid](dense, stats, partial, *size, **m.tile)
+    torch.div(partial.sum(0), m.ins, out=stats[m.ins :])
+    return stats
 
 
 def _threshold(m: _Matrix, dense: Tensor, counts: Tensor, sparsity: float) -> Tensor:
@@ -149,6 +188,12 @@ def _threshold(m: _Matrix, dense: Tensor, counts: Tensor, sparsity: float) -> Te
     neighbours_kernel[m.grid](dense, counts, pair, *place, math.ceil(position) - lower, **m.tile)
     low, high = pair.view(torch.float32).unbind()
     return interpolate(low, high, position - lower)
+
+
+def _inverse_unit(squares: Tensor, entries: int) -> Tensor:
+    """1 over :func:`snella_seg.functional.sparsify.unit_of` K, (1,), from sums of its squares."""
+    size = squares.sum().div(entries).sqrt().clamp_min(torch.finfo(squares.dtype).tiny)
+    return size.reciprocal().reshape(1)
 
 
 @torch.no_grad()
@@ -176,8 +221,9 @@ def launch_delta(
 
     Returns:
         ``base + amount * delta`` (out, in) in the dtype of ``out``, else of ``base``, else single
-        precision; and the state for :func:`launch_backward`: the threshold (0-dim) and, for
-        ``mixed``, the maximum and the sum of exponentials of each input's softmax, (2, in).
+        precision; and the state for :func:`launch_backward`: the threshold (0-dim); for ``mixed``
+        and ``centred`` the statistics of whole rows and columns; and where the factor is relative
+        the inverse of the root mean square of K (1-dim).
 
     Raises:
         TypeError: on other dtypes, double precision among them.
@@ -195,24 +241,23 @@ def launch_delta(
     dense = m.empty(m.outs, m.ins) if shared or out.dtype != torch.float32 else out
     size = (m.outs, m.ins, dense.stride(0))
     with torch.cuda.device_of(m.p):
-        partial = m.empty(2, m.grid[0], m.ins) if m.mixed else m.p
-        stats = m.empty(2, m.ins) if m.mixed else m.p
-        distances_kernel[m.grid](*m.tables, dense, partial, *size, m.scale, **m.made, **m.tile)
-        if m.mixed:
-            merge_kernel[(m.grid[1],)](
-                partial, stats, m.grid[0], m.ins, BLOCK=BLOCK_IN, enable_fp_fusion=False
-            )
+        stats = _stats(m, dense, size)
         counts = torch.zeros(4 * 256, dtype=torch.int64, device=m.device)
-        finish_kernel[m.grid](dense, m.scalars, stats, counts, *size, MIXED=m.mixed, **m.tile)
+        squares = m.empty(*m.grid) if m.relative else m.p
+        finish_kernel[m.grid](
+            dense, m.scalars, m.p if stats is None else stats, counts, squares, *size, KIND=m.kind,
+            RELATIVE=m.relative, **m.tile,
+        )  # fmt: skip
+        inverse = _inverse_unit(squares, m.outs * m.ins) if m.relative else None
         threshold = _threshold(m, dense, counts, sparsity)
         source = out if base is None else base
         strides = (source.stride(0), out.stride(0))
         has_base = base is not None
         write_kernel[m.grid](
-            dense, threshold, source, out, *size, *strides, float(amount), BASE=has_base,
-            MODE=m.mode, **m.tile,
+            dense, threshold, m.p if inverse is None else inverse, source, out, *size, *strides,
+            float(amount), BASE=has_base, **m.mode, **m.tile,
         )  # fmt: skip
-    return out, (threshold, stats) if m.mixed else (threshold,)
+    return out, (threshold, *(t for t in (stats, inverse) if t is not None))
 
 
 @torch.no_grad()
@@ -247,21 +292,27 @@ def launch_backward(
     if len(needs) != len(params):
         raise ValueError(f"needs must have one entry per parameter ({len(params)}), got {needs}")
     grad = m.check("grad_delta", grad_delta)
-    write, threshold, stats = out is not None, state[0], state[-1]
-    assert threshold is not None and stats is not None
+    write, (threshold, stats, inverse) = out is not None, m.unpack(state)
+    recipe = (stats, threshold, inverse, grad)
     base, out = m.output(base, out) if write else (None, grad)
     source, has_base = (out, False) if base is None else (base, True)
     grads: list[Tensor | None] = [None] * len(params)
     with torch.cuda.device_of(m.p):
         means = m.p
-        if write or (m.mixed and any(needs)):
-            partial = m.empty(4, m.grid[0], m.ins) if m.mixed else m.p
+        if write or (m.kind != "distance" and any(needs)):
+            partial = m.p
+            if m.kind != "distance":
+                partial = m.empty(4 if m.kind == "mixed" else 1, m.grid[0], m.ins)
+            partial_rows = m.empty(m.grid[1], m.outs) if m.kind == "centred" else m.p
             strides = (grad.stride(0), source.stride(0), out.stride(0))
             sums_kernel[m.grid](
-                *m.tables, stats, threshold, grad, source, out, partial, m.outs, m.ins, *strides,
-                m.scale, float(amount), MODE=m.mode, BASE=has_base, WRITE=write, **m.made, **m.tile,
+                *m.tables, *recipe, source, out, partial, partial_rows, m.outs, m.ins, *strides,
+                m.scale, float(amount), BASE=has_base, WRITE=write, **m.mode, **m.made, **m.tile,
             )  # fmt: skip
-            if m.mixed:
+            if m.kind == "centred":
+                of_inputs, of_outputs = partial[0].sum(0) / m.outs, partial_rows.sum(0) / m.ins
+                means = torch.cat([of_inputs, of_outputs - of_inputs.mean()])
+            if m.kind == "mixed":
                 sums = partial.sum(1)
                 means = sums[0]
                 if any(needs[2:]):
@@ -270,7 +321,7 @@ def launch_backward(
                     grads[2:] = [means.sum(), -alpha / gamma * spread, sums[3].sum()]
         for i in (0, 1):
             if needs[i]:
-                grads[i] = _factor_grad(m, stats, means, threshold, grad, of_inputs=i == 0)
+                grads[i] = _factor_grad(m, recipe, means, of_inputs=i == 0)
     return tuple(
         g.to(p.dtype).reshape(p.shape) if need and g is not None else None
         for g, p, need in zip(grads, params, needs, strict=True)
@@ -278,9 +329,11 @@ def launch_backward(
 
 
 def _factor_grad(
-    m: _Matrix, stats: Tensor, means: Tensor, threshold: Tensor, grad: Tensor, of_inputs: bool
+    m: _Matrix, recipe: tuple[Tensor, Tensor, Tensor, Tensor], means: Tensor, of_inputs: bool
 ) -> Tensor:
     """Gradient of P or Q in single precision; chunks depend on shapes only, so bits repeat."""
+    stats, *rest = recipe
+    grad = recipe[-1]
     own, other = (m.ins, m.outs) if of_inputs else (m.outs, m.ins)
     columns = min(BLOCK_COLUMNS, triton.next_power_of_2(m.rank))
     tiles, blocks = triton.cdiv(own, BLOCK_OWN), m.heads * triton.cdiv(m.rank, columns)
@@ -288,8 +341,8 @@ def _factor_grad(
     chunk = max(MIN_CHUNK, triton.cdiv(other, wanted * BLOCK_OTHER) * BLOCK_OTHER)
     parts = m.empty(triton.cdiv(other, chunk), m.heads, own, m.rank)
     factor_grad_kernel[(tiles, len(parts), blocks)](
-        *m.tables, stats, means, threshold, grad, parts, m.outs, m.ins, grad.stride(0), chunk,
-        m.scale, RANK=m.rank, MODE=m.mode, OF_INPUTS=of_inputs, BLOCK_OWN=BLOCK_OWN,
-        BLOCK_OTHER=BLOCK_OTHER, BLOCK_COLUMNS=columns, enable_fp_fusion=False, **m.made,
+        *m.tables, stats, means, *rest, parts, m.outs, m.ins, grad.stride(0), chunk,
+        m.scale, RANK=m.rank, OF_INPUTS=of_inputs, BLOCK_OWN=BLOCK_OWN, BLOCK_OTHER=BLOCK_OTHER,
+        BLOCK_COLUMNS=columns, enable_fp_fusion=False, **m.mode, **m.made,
     )  # fmt: skip
     return parts.sum(0)

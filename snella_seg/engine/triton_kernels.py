@@ -45,22 +45,32 @@ def _distances(p_ptr, q_ptr, rows, cols, outs, ins, scale, own_head,
 
 
 @_jit
-def _mix(distances, scalars_ptr, stats_ptr, cols, ins, MIXED: tl.constexpr):
+def _mix(distances, scalars_ptr, stats_ptr, rows, cols, outs, ins, KIND: tl.constexpr):
     """K of a tile from its D; the softmax S; D/gamma less its maximum in the column."""
     dense = distances
     soft = distances
     drop = distances
-    if MIXED:
+    if KIND == "mixed":
         peak = tl.load(stats_ptr + cols, mask=cols < ins, other=0.0)
         total = tl.load(stats_ptr + ins + cols, mask=cols < ins, other=1.0)
         drop = tl.div_rn(distances, tl.load(scalars_ptr + 1)) - peak[None, :]
         soft = tl.div_rn(tl.exp(drop), tl.broadcast_to(total[None, :], drop.shape))
         dense = distances + tl.load(scalars_ptr) * soft + tl.load(scalars_ptr + 2)
+    if KIND == "centred":
+        dense = _less_means(distances, stats_ptr, rows, cols, outs, ins)
     return dense, soft, drop
 
 
 @_jit
-def _factor(dense, threshold, MODE: tl.constexpr):
+def _less_means(values, means_ptr, rows, cols, outs, ins):
+    """A tile less a number of each input and one of each output, which follow them."""
+    values -= tl.load(means_ptr + cols, mask=cols < ins, other=0.0)[None, :]
+    return values - tl.load(means_ptr + ins + rows, mask=rows < outs, other=0.0)[:, None]
+
+
+@_jit
+def _factor(dense, threshold, inverse_ptr, MODE: tl.constexpr, RELATIVE: tl.constexpr):
+    """What K is multiplied with, divided by the root mean square of K where it is relative."""
     magnitude = tl.abs(dense)
     if MODE == "soft":
         factor = tl.maximum(magnitude - threshold, 0.0)
@@ -68,7 +78,23 @@ def _factor(dense, threshold, MODE: tl.constexpr):
         factor = tl.where(magnitude > threshold, 1.0, 0.0)
     else:
         factor = tl.where(magnitude > threshold, magnitude, 0.0)
+    if RELATIVE:
+        factor *= tl.load(inverse_ptr)
     return factor
+
+
+@_jit
+def _store_rows(partial_ptr, values, rows, outs):
+    """Sums over this tile's inputs, in the place of the tile's column."""
+    place = partial_ptr + tl.program_id(1).to(tl.int64) * outs + rows
+    tl.store(place, tl.sum(values, 1), mask=rows < outs)
+
+
+@_jit
+def _store_columns(partial_ptr, values, cols, ins):
+    """Sums over this tile's outputs, in the place of the tile's row."""
+    place = partial_ptr + tl.program_id(0).to(tl.int64) * ins + cols
+    tl.store(place, tl.sum(values, 0), mask=cols < ins)
 
 
 @_jit
@@ -91,13 +117,16 @@ def _tile(outs, ins, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):
 
 @_jit
 def distances_kernel(p_ptr, q_ptr, scalars_ptr, dense_ptr, partial_ptr, outs, ins, dense_stride,
-                     scale, HEADS: tl.constexpr, COLUMNS: tl.constexpr, MIXED: tl.constexpr,
+                     scale, HEADS: tl.constexpr, COLUMNS: tl.constexpr, KIND: tl.constexpr,
                      BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):  # fmt: skip
-    """D; and per tile and input the maximum z and the sum of exp(D/gamma - z) over its rows."""
+    """D; and per tile and input, over its rows, the sum of D where that is to be centred, and for
+    a softmax the maximum z and the sum of exp(D/gamma - z)."""
     rows, cols, inside = _tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     distances, _ = _distances(p_ptr, q_ptr, rows, cols, outs, ins, scale, 0, HEADS, COLUMNS)
     tl.store(dense_ptr + rows[:, None] * dense_stride + cols[None, :], distances, mask=inside)
-    if MIXED:
+    if KIND == "centred":
+        _store_columns(partial_ptr, tl.where(inside, distances, 0.0), cols, ins)
+    if KIND == "mixed":
         scaled = tl.div_rn(distances, tl.load(scalars_ptr + 1))
         scaled = tl.where((rows < outs)[:, None], scaled, -float("inf"))
         peak = tl.max(scaled, 0)
@@ -123,6 +152,17 @@ def merge_kernel(partial_ptr, stats_ptr, tiles, ins, BLOCK: tl.constexpr):
         peak = highest
     tl.store(stats_ptr + cols, peak, mask=cols < ins)
     tl.store(stats_ptr + ins + cols, total, mask=cols < ins)
+
+
+@_jit
+def rows_kernel(dense_ptr, means_ptr, partial_ptr, outs, ins, dense_stride,
+                BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):  # fmt: skip
+    """Per tile and output the sum over its inputs of D less the means over outputs."""
+    rows, cols, inside = _tile(outs, ins, BLOCK_OUT, BLOCK_IN)
+    places = dense_ptr + rows[:, None] * dense_stride + cols[None, :]
+    distances = tl.load(places, mask=inside, other=0.0)
+    distances -= tl.load(means_ptr + cols, mask=cols < ins, other=0.0)[None, :]
+    _store_rows(partial_ptr, tl.where(inside, distances, 0.0), rows, outs)
 
 
 @_jit
@@ -160,16 +200,20 @@ def _narrow(counts_ptr, rank, DIGITS: tl.constexpr):
 
 
 @_jit
-def finish_kernel(dense_ptr, scalars_ptr, stats_ptr, counts_ptr, outs, ins, dense_stride,
-                   MIXED: tl.constexpr, BLOCK_OUT: tl.constexpr,
-                   BLOCK_IN: tl.constexpr):  # fmt: skip
-    """K in the place of D, and the counts of the first byte of |K|."""
+def finish_kernel(dense_ptr, scalars_ptr, stats_ptr, counts_ptr, squares_ptr, outs, ins,
+                  dense_stride, KIND: tl.constexpr, RELATIVE: tl.constexpr,
+                  BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):  # fmt: skip
+    """K in the place of D, the counts of the first byte of |K|, and a sum of squares per tile."""
     rows, cols, inside = _tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     places = dense_ptr + rows[:, None] * dense_stride + cols[None, :]
     distances = tl.load(places, mask=inside, other=0.0)
-    dense, _, _ = _mix(distances, scalars_ptr, stats_ptr, cols, ins, MIXED)
-    if MIXED:
+    dense, _, _ = _mix(distances, scalars_ptr, stats_ptr, rows, cols, outs, ins, KIND)
+    if KIND != "distance":
         tl.store(places, dense, mask=inside)
+    if RELATIVE:
+        squares = tl.where(inside, dense * dense, 0.0)
+        tile = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(squares_ptr + tile, tl.sum(tl.sum(squares, 1), 0))
     _add_counts(counts_ptr, _bits(dense), inside, 0)
 
 
@@ -201,51 +245,59 @@ def neighbours_kernel(dense_ptr, counts_ptr, pair_ptr, outs, ins, dense_stride, 
 
 
 @_jit
-def write_kernel(dense_ptr, threshold_ptr, base_ptr, out_ptr, outs, ins, dense_stride,
+def write_kernel(dense_ptr, threshold_ptr, inverse_ptr, base_ptr, out_ptr, outs, ins, dense_stride,
                   base_stride, out_stride, amount, BASE: tl.constexpr, MODE: tl.constexpr,
-                  BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):  # fmt: skip
+                  RELATIVE: tl.constexpr, BLOCK_OUT: tl.constexpr,
+                  BLOCK_IN: tl.constexpr):  # fmt: skip
     """``base + amount * K * factor``; the output may lie where K or the base lies."""
     rows, cols, inside = _tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     places = dense_ptr + rows[:, None] * dense_stride + cols[None, :]
     dense = tl.load(places, mask=inside, other=0.0)
-    delta = dense * _factor(dense, tl.load(threshold_ptr), MODE) * amount
+    factor = _factor(dense, tl.load(threshold_ptr), inverse_ptr, MODE, RELATIVE)
+    delta = dense * factor * amount
     _store_sum(out_ptr, base_ptr, delta, rows, cols, inside, out_stride, base_stride, BASE)
 
 
 @_jit
-def sums_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, threshold_ptr, grad_ptr, base_ptr, out_ptr,
-                 partial_ptr, outs, ins, grad_stride, base_stride, out_stride, scale, amount,
-                 HEADS: tl.constexpr, COLUMNS: tl.constexpr, MIXED: tl.constexpr,
-                 MODE: tl.constexpr, BASE: tl.constexpr, WRITE: tl.constexpr,
+def sums_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, threshold_ptr, inverse_ptr, grad_ptr,
+                 base_ptr, out_ptr, partial_ptr, partial_rows_ptr, outs, ins, grad_stride,
+                 base_stride, out_stride, scale, amount, HEADS: tl.constexpr,
+                 COLUMNS: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
+                 RELATIVE: tl.constexpr, BASE: tl.constexpr, WRITE: tl.constexpr,
                  BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):  # fmt: skip
-    """Per tile and input the sums over its rows of gK*S, gK*S*w, S*w and gK, with
-    w = D/gamma less its maximum; and ``base + amount * delta`` if wanted."""
+    """``base + amount * delta`` if wanted; and per tile, where K is centred, the sums of gK over
+    its rows and over its columns; for a softmax the sums over its rows of gK*S, gK*S*w, S*w and
+    gK, with w = D/gamma less its maximum."""
     rows, cols, inside = _tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     distances, _ = _distances(p_ptr, q_ptr, rows, cols, outs, ins, scale, 0, HEADS, COLUMNS)
-    dense, soft, drop = _mix(distances, scalars_ptr, stats_ptr, cols, ins, MIXED)
-    factor = _factor(dense, tl.load(threshold_ptr), MODE)
+    dense, soft, drop = _mix(distances, scalars_ptr, stats_ptr, rows, cols, outs, ins, KIND)
+    factor = _factor(dense, tl.load(threshold_ptr), inverse_ptr, MODE, RELATIVE)
     if WRITE:
         delta = dense * factor * amount
         _store_sum(out_ptr, base_ptr, delta, rows, cols, inside, out_stride, base_stride, BASE)
-    if MIXED:
+    if KIND != "distance":
         places = grad_ptr + rows[:, None] * grad_stride + cols[None, :]
         grad = tl.load(places, mask=inside, other=0.0).to(tl.float32)
         grad = tl.where(inside, grad * factor, 0.0)
-        soft = tl.where(inside, soft, 0.0)
-        drop = tl.where(inside, drop, 0.0)
-        tiles = tl.num_programs(0).to(tl.int64)
-        place = partial_ptr + tl.program_id(0).to(tl.int64) * ins + cols
-        tl.store(place, tl.sum(grad * soft, 0), mask=cols < ins)
-        tl.store(place + tiles * ins, tl.sum(grad * soft * drop, 0), mask=cols < ins)
-        tl.store(place + 2 * tiles * ins, tl.sum(soft * drop, 0), mask=cols < ins)
-        tl.store(place + 3 * tiles * ins, tl.sum(grad, 0), mask=cols < ins)
+        if KIND == "centred":
+            _store_columns(partial_ptr, grad, cols, ins)
+            _store_rows(partial_rows_ptr, grad, rows, outs)
+        else:
+            soft = tl.where(inside, soft, 0.0)
+            drop = tl.where(inside, drop, 0.0)
+            each = tl.num_programs(0).to(tl.int64) * ins
+            _store_columns(partial_ptr, grad * soft, cols, ins)
+            _store_columns(partial_ptr + each, grad * soft * drop, cols, ins)
+            _store_columns(partial_ptr + 2 * each, soft * drop, cols, ins)
+            _store_columns(partial_ptr + 3 * each, grad, cols, ins)
 
 
 @_jit
-def factor_grad_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, means_ptr, threshold_ptr, grad_ptr,
-                        parts_ptr, outs, ins, grad_stride, chunk, scale, HEADS: tl.constexpr,
-                        COLUMNS: tl.constexpr, RANK: tl.constexpr, MIXED: tl.constexpr,
-                        MODE: tl.constexpr, OF_INPUTS: tl.constexpr, BLOCK_OWN: tl.constexpr,
+def factor_grad_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, means_ptr, threshold_ptr,
+                        inverse_ptr, grad_ptr, parts_ptr, outs, ins, grad_stride, chunk, scale,
+                        HEADS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+                        KIND: tl.constexpr, MODE: tl.constexpr, RELATIVE: tl.constexpr,
+                        OF_INPUTS: tl.constexpr, BLOCK_OWN: tl.constexpr,
                         BLOCK_OTHER: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):  # fmt: skip
     """Gradient of P or of Q from one chunk of the other side, for some columns of one head:
     ``sum over the other side of c_h * gD / D_h * (own - other)``."""
@@ -275,11 +327,13 @@ def factor_grad_kernel(p_ptr, q_ptr, scalars_ptr, stats_ptr, means_ptr, threshol
         distances, distance = _distances(
             p_ptr, q_ptr, rows, cols, outs, ins, scale, head, HEADS, COLUMNS
         )
-        dense, soft, _ = _mix(distances, scalars_ptr, stats_ptr, cols, ins, MIXED)
+        dense, soft, _ = _mix(distances, scalars_ptr, stats_ptr, rows, cols, outs, ins, KIND)
         places = grad_ptr + rows[:, None] * grad_stride + cols[None, :]
         grad = tl.load(places, mask=inside, other=0.0).to(tl.float32)
-        grad *= _factor(dense, threshold, MODE)
-        if MIXED:
+        grad *= _factor(dense, threshold, inverse_ptr, MODE, RELATIVE)
+        if KIND == "centred":
+            grad = _less_means(grad, means_ptr, rows, cols, outs, ins)
+        if KIND == "mixed":
             mean = tl.load(means_ptr + cols, mask=cols < ins, other=0.0)
             slope = tl.load(scalars_ptr) / tl.load(scalars_ptr + 1)
             grad += slope * soft * (grad - mean[None, :])

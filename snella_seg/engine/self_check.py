@@ -1,0 +1,165 @@
+"""Whether what is made fast is what the definition says, on this machine, before it is relied upon.
+
+No GPU is like the next: at the first use on a device the Triton kernels are compared with the plain
+rule, for each way of making deltas. Where they do not compile, or differ, the plain rule is used.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..functional import DeltaRule
+from ..functional.kernels import get_kernel
+from . import triton_delta
+
+#: Shapes (out, in) that are looked at: several tiles with rests, and less than one tile.
+SHAPES = ((130, 70), (33, 17))
+#: Heads and columns of a head; those of rank 32, so that nothing is compiled twice.
+HEADS, COLUMNS = 2, 16
+SPARSITY = 0.8
+#: Error beyond that of the plain form in single precision, over the largest entry; and how near to
+#: the threshold, over the largest K, a weight may fall on either side.
+TOLERANCE, NEAR = 1e-5, 1e-5
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to make deltas and to differentiate them.
+
+    Args:
+        make: ``make(params, rule, sparsity, base) -> (base + delta, state)``.
+        backward: ``backward(params, rule, state, grad, base) -> (base + delta, gradients)``.
+    """
+
+    make: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+    backward: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+
+
+def _triton_backward(
+    params: tuple[Tensor, ...],
+    rule: DeltaRule,
+    state: tuple[Tensor | None, ...],
+    grad: Tensor,
+    base: Tensor,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    out = torch.empty_like(base)
+    return out, triton_delta.launch_backward(params, rule, state, grad, None, base, out)
+
+
+TRITON = Path(triton_delta.launch_delta, _triton_backward)
+
+
+def example(
+    rule: DeltaRule, shape: tuple[int, int], device: torch.device
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Parameters of one matrix and a gradient by its delta, the same at every call."""
+    generator = torch.Generator().manual_seed(shape[0])
+    sizes = [(HEADS, shape[1], COLUMNS), (HEADS, shape[0], COLUMNS), shape]
+    *params, grad = (torch.randn(size, generator=generator) for size in sizes)
+    # apart from the usual starts, at which a slip could go unnoticed
+    scalars = [
+        torch.tensor([value + 0.1 * (i - 1)])
+        for i, value in enumerate(get_kernel(rule.kernel).scalars.values())
+    ]
+    return tuple(p.to(device) for p in (*params, *scalars)), grad.to(device)
+
+
+def disagreement(path: Path, rule: DeltaRule, device: torch.device) -> str | None:
+    """What a path does otherwise than the rule itself, in a few words; None where nothing.
+
+    Looked at on small matrices: values and gradients against the rule's, whether forward and
+    backward make the same bits, whether weights that take no part have a gradient, and whether
+    all is the same twice. Whatever the path raises is what it does otherwise.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            for shape in SHAPES:
+                found = _difference(path, rule, shape, device)
+                if found:
+                    return f"{found} ({shape[0]} x {shape[1]})"
+        except Exception as error:  # of whatever kind: a compiler's, a driver's
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _difference(
+    path: Path, rule: DeltaRule, shape: tuple[int, int], device: torch.device
+) -> str | None:
+    params, grad = example(rule, shape, device)
+    zero = torch.zeros_like(grad)
+
+    def run(gradient: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        made, state = path.make(params, rule, SPARSITY, zero)
+        return made, *path.backward(params, rule, state, gradient, zero)
+
+    wide = tuple(p.double() for p in params)
+    dense = rule.dense(wide)
+    threshold = rule.threshold(dense, SPARSITY)
+    sure = (dense.abs() - threshold).abs() > NEAR * dense.abs().max()
+    grad = grad * sure
+    made, again, grads = run(grad)
+    if not torch.equal(made, again):
+        return "backward makes another delta than forward"
+    if rule.competes and any(_moved(g) for g in run((made == 0).to(grad.dtype))[2]):
+        return "weights that take no part have a gradient"
+    if not all(_same(a, b) for a, b in zip((made, *grads), _flat(run(grad)), strict=True)):
+        return "not the same bits twice"
+    exact, rough = (_plain(rule, p, grad) for p in (wide, params))
+    names = ("the delta", *(f"the gradient of {n}" for n in _names(rule)))
+    for name, found, near, right in zip(names, (made, *grads), rough, exact, strict=True):
+        if found is None:
+            return f"{name} is missing"
+        keep = sure if name == "the delta" else torch.ones_like(right, dtype=torch.bool)
+        error, allowed = ((t.double() - right)[keep].abs().max() for t in (found, near))
+        size = right.abs().max().clamp_min(0.1 if right.numel() == 1 else 0.0)
+        if not bool(error <= 2 * allowed + TOLERANCE * size):
+            return f"{name} is off by {float(error):.1e}, of {float(size):.1e}"
+    return None
+
+
+def _names(rule: DeltaRule) -> tuple[str, ...]:
+    return ("in_factors", "out_factors", *get_kernel(rule.kernel).scalars)
+
+
+def _plain(rule: DeltaRule, params: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    """Delta and gradients by the definition."""
+    with torch.enable_grad():
+        leaves = tuple(p.detach().requires_grad_() for p in params)
+        delta, _ = rule(leaves, SPARSITY)
+        return delta.detach(), *torch.autograd.grad(delta, leaves, grad.to(delta.dtype))
+
+
+def _flat(run: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
+    return run[0], *run[2]
+
+
+def _moved(grad: Tensor | None) -> bool:
+    return grad is not None and bool(grad.any())
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
+#: Device and rule -> why the Triton kernels are not used there; None where they are.
+_REASONS: dict[tuple[torch.device, DeltaRule], str | None] = {}
+
+
+def triton_reason(rule: DeltaRule, device: torch.device) -> str | None:
+    """Why the Triton kernels do not make this rule's deltas on a device; None where they do.
+
+    Found out at the first call, which waits for the device, and told once in a warning.
+    """
+    key = (device, rule)
+    if key not in _REASONS:
+        _REASONS[key] = disagreement(TRITON, rule, device)
+        if _REASONS[key] is not None:
+            warnings.warn(
+                f"the Triton kernels are not used on {device} for {rule}: {_REASONS[key]}. The "
+                "plain form makes these deltas, right but slower; `snella-seg doctor` tells more",
+                stacklevel=2,
+            )
+    return _REASONS[key]
