@@ -22,18 +22,25 @@ ELSEWHERE = {
     "python3 -m venv": "installation and demo, run by CI on a clean machine",
     "mkdir -p pretrain": "a download; the weights are made by a fixture",
 }
-#: What a reader with a very small ViT and very small images would write into my_config.py.
+#: A reader's very small ViT with a small head, in the place of the base of my_config.py.
+BASE = """
+_base_ = __import__("snella_seg").own("snella_upernet_ade20k.py")
+
+width = [32] * 4
+model = dict(
+    backbone=dict(
+        backbone=dict(embed_dims=32, num_layers=4, num_heads=2, out_indices=[0, 1, 2, 3])
+    ),
+    neck=dict(in_channels=width, out_channels=32),
+    decode_head=dict(in_channels=width, channels=16),
+    auxiliary_head=dict(in_channels=32),
+)
+"""
+#: What that reader changes in my_config.py, which is made for images of usual size.
 SMALL = {
-    "scale": (64, 64),
-    "crop": (64, 64),
-    "batch_size": 2,
-    "workers": 0,
-    "width": 32,
-    "depth": 4,
-    "heads": 2,
-    "taps": [0, 1, 2, 3],
-    "iterations": 16,
-    "head_channels": 16,
+    'own("snella_upernet_ade20k.py")': 'own("snella_upernet_ade20k.py") and ["./small.py"]',
+    "batch_size=4,": "batch_size=2, workers=0,",
+    "iterations=4000,": "iterations=16,",
 }
 #: What makes the commands fit to that, and short.
 SHORTER = {
@@ -146,26 +153,32 @@ def write_images(root: Path) -> None:
 
 
 def write_weights(path: Path) -> None:
-    """A file of base weights under timm's names, as the page has it, of the ViT of SMALL."""
+    """A file of base weights under timm's names, as the page has it, of the ViT of BASE."""
     vit = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
     torch.manual_seed(0)
-    shape = dict(embed_dim=SMALL["width"], depth=SMALL["depth"], num_heads=SMALL["heads"])
+    shape = dict(embed_dim=32, depth=4, num_heads=2)
     path.parent.mkdir()
     torch.save(vit(img_size=96, patch_size=16, num_classes=10, **shape).state_dict(), path)
 
 
-def write_configs(folder: Path) -> list[Path]:
-    """Write the page's configs, each under the name in its first line; shrink the reader's own."""
-    written = []
+def configs() -> dict[str, str]:
+    """The configs of the page, by the name in the first line of each."""
+    found = {}
     for text in blocks(FIRST_HOUR, "python"):
         name = re.match(r"# (\w+\.py)\n", text)
         assert name, f"a block without the name of a file: {text[:60]}"
-        for key, value in SMALL.items() if name[1] == "my_config.py" else ():
-            text, count = re.subn(rf"^{key} = .*$", f"{key} = {value!r}", text, flags=re.M)
-            assert count == 1, f"{name[1]} sets {key} {count} times"
-        written.append(folder / name[1])
-        written[-1].write_text(text)
-    return written
+        found[name[1]] = text
+    return found
+
+
+def shrink(path: Path) -> None:
+    """Make the reader's config one of a small model, and its training short."""
+    text = path.read_text()
+    for said, small in SMALL.items():
+        assert text.count(said) == 1, said
+        text = text.replace(said, small)
+    path.write_text(text)
+    (path.parent / "small.py").write_text(BASE)
 
 
 class Step(NamedTuple):
@@ -191,11 +204,15 @@ def hour(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hour")
     write_images(folder / "data/mine")
     write_weights(folder / "pretrain/my_vit.pth")
-    write_configs(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OMP_NUM_THREADS", "1")  # of the trainings that compare starts
-        return folder, {c: run(c) for c in COMMANDS if tool_of(c).is_file()}
+        steps = {}
+        for command in (c for c in COMMANDS if tool_of(c).is_file()):
+            steps[command] = run(command)
+            if tool_of(command).stem == "new" and steps[command].code == 0:
+                shrink(folder / "my_config.py")
+        return folder, steps
 
 
 def test_all_other_commands_of_the_page_are_known():
@@ -209,8 +226,20 @@ def test_all_other_commands_of_the_page_are_known():
 def test_the_configs_of_the_page_can_be_read(tmp_path):
     from snella_seg.configs import load_config
 
-    for path in write_configs(tmp_path):
-        assert load_config(str(path)).model.backbone.type == "SnellaBackbone"
+    for name, text in configs().items():
+        (tmp_path / name).write_text(text)
+        assert load_config(str(tmp_path / name)).model.backbone.type == "SnellaBackbone"
+
+
+def test_the_page_shows_what_its_command_writes(tmp_path, monkeypatch):
+    write_images(tmp_path / "data/mine")
+    monkeypatch.chdir(tmp_path)
+    command = next(c for c in COMMANDS if tool_of(c).stem == "new")
+    assert run(command).code == 0
+    shown, written = configs()["my_config.py"], (tmp_path / "my_config.py").read_text()
+    # Names of classes, the place of the folder and the size of images are the reader's own.
+    own = r"(data_root|classes|scale|crop)=.*"
+    assert re.sub(own, r"\1", shown).splitlines()[1:] == re.sub(own, r"\1", written).splitlines()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

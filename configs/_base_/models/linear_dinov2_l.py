@@ -1,0 +1,10 @@
+# A linear head on the last map of DINOv2 ViT-L/14, adapted.
+_base_ = "./upernet_dinov2_l.py"
+
+model = dict(
+    neck=None,
+    decode_head=dict(
+        _delete_=True, type="LinearHead", in_channels=1024, num_classes=19, align_corners=False
+    ),
+    auxiliary_head=None,
+)

@@ -1,0 +1,2 @@
+# What adapts the backbone in every model of `models/`.
+snella_backbone = dict(type="SnellaBackbone")

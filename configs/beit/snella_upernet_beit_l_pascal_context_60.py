@@ -1,0 +1,13 @@
+# SNELLA on BEiT-L/16 with UperNet, Pascal-Context (60 classes), 480x480, 160k iterations.
+_base_ = [
+    "../_base_/datasets/pascal_context_60.py",
+    "../_base_/models/upernet_beit_l.py",
+    "../_base_/schedules/snella_160k_beit_l.py",
+]
+model = dict(
+    data_preprocessor=dict(size=(480, 480)),
+    backbone=dict(backbone=dict(img_size=(480, 480))),
+    decode_head=dict(num_classes=60),
+    auxiliary_head=dict(num_classes=60),
+    test_cfg=dict(crop_size=(480, 480), stride=(320, 320)),
+)

@@ -1,0 +1,4 @@
+# SNELLA on DINOv2 ViT-B/14 with a linear head on the maps of four blocks, ADE20K (150 classes).
+_base_ = "./snella_linear_dinov2_b_ade20k.py"
+
+model = dict(decode_head=dict(in_channels=[768] * 4, in_index=[0, 1, 2, 3]))

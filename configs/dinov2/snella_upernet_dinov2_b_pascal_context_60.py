@@ -1,0 +1,11 @@
+# SNELLA on DINOv2 ViT-B/14 with UperNet, Pascal-Context (60 classes), 480x480, 160k iterations.
+_base_ = [
+    "../_base_/datasets/pascal_context_60.py",
+    "../_base_/models/upernet_dinov2_b.py",
+    "../_base_/schedule_snella_160k.py",
+]
+model = dict(
+    data_preprocessor=dict(size=(480, 480)),
+    decode_head=dict(num_classes=60),
+    auxiliary_head=dict(num_classes=60),
+)

@@ -1,0 +1,10 @@
+# SNELLA on DINOv3 ViT-S/16 with a linear head, Pascal-Context (59 classes), 480x480, 160k iterations.
+_base_ = [
+    "../_base_/datasets/pascal_context.py",
+    "../_base_/models/linear_dinov3_s.py",
+    "../_base_/schedule_snella_160k.py",
+]
+model = dict(
+    data_preprocessor=dict(size=(480, 480)),
+    decode_head=dict(num_classes=59),
+)

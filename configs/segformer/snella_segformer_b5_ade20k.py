@@ -1,0 +1,10 @@
+# SNELLA on SegFormer-B5, ADE20K (150 classes), 512x512, 160k iterations.
+_base_ = [
+    "../_base_/datasets/ade20k.py",
+    "../_base_/models/segformer_b5.py",
+    "../_base_/schedule_snella_160k.py",
+]
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    decode_head=dict(num_classes=150),
+)

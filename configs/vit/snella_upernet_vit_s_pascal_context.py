@@ -1,0 +1,11 @@
+# SNELLA on ViT-S/16 with UperNet, Pascal-Context (59 classes), 480x480, 160k iterations.
+_base_ = [
+    "../_base_/datasets/pascal_context.py",
+    "../_base_/models/upernet_vit_s.py",
+    "../_base_/schedule_snella_160k.py",
+]
+model = dict(
+    data_preprocessor=dict(size=(480, 480)),
+    decode_head=dict(num_classes=59),
+    auxiliary_head=dict(num_classes=59),
+)
