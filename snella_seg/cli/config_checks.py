@@ -22,6 +22,14 @@ _UNNAMED = {
     "optim_wrapper": OptimWrapper,
     **{f"{name}_dataloader": DataLoader for name in ("train", "val", "test")},
 }
+#: What parts of a config have to be that are looked into before anything is built.
+_SHAPES = {
+    "model.backbone.adapter": (dict,),
+    "model.backbone.method": (str, dict),
+    "custom_hooks.*": (dict,),
+    "default_hooks.*": (dict,),
+    "optim_wrapper": (dict,),
+}
 #: What asks for sharded models: where it stands in a config, and how its class is named.
 _SHARDING_PARTS = ("strategy", "model_wrapper_cfg", "optim_wrapper")
 _SHARDING = ("FSDP", "FullySharded", "DeepSpeed", "ColossalAI")
@@ -37,12 +45,33 @@ def check_config(cfg: Config) -> None:
     Raises:
         ValueError: naming class, argument and the one that was probably meant; all slips in a line.
     """
+    for path, kinds in _SHAPES.items():
+        _refuse_other_shape(cfg, path.split("."), kinds)
     slips = [*_top_slips(cfg)]
     for path, node, kind in _typed_parts(cfg):
         slips += _argument_slips(path, node, kind)
     if slips:
         raise ValueError(f"config: {'; '.join(dict.fromkeys(slips))}")
     _refuse_sharding(cfg)
+
+
+def _refuse_other_shape(node: Any, parts: list[str], kinds: tuple, path: str = "") -> None:
+    """Refuse a part of a config that is no dict, list or text where one is looked into."""
+    if node is None or callable(node):
+        return
+    if not parts:
+        if not isinstance(node, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{path} must be a {wanted}, got {node!r}")
+        return
+    if parts[0] != "*":
+        inner = node.get(parts[0]) if hasattr(node, "get") else None
+        _refuse_other_shape(inner, parts[1:], kinds, f"{path}.{parts[0]}".lstrip("."))
+        return
+    if not isinstance(node, (dict, list, tuple)):
+        raise ValueError(f"{path} must hold dicts, got {node!r}")
+    for key, value in node.items() if hasattr(node, "items") else enumerate(node):
+        _refuse_other_shape(value, parts[1:], kinds, f"{path}.{key}")
 
 
 def _refuse_sharding(cfg: Config) -> None:
