@@ -7,6 +7,7 @@ Use them in the ``_base_`` of a config, as an expression (mmengine reads it befo
 
 import difflib
 import importlib.util
+import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -120,7 +121,8 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
     """Refuse overrides whose key is nowhere in a config, but nearly.
 
     mmengine adds what it does not find, so a slip of the pen would change nothing, silently. Keys
-    that resemble none are let pass: a config need not name what it leaves at its default.
+    that resemble none are let pass, but for those at the top that no tool reads: a config need not
+    name what it leaves at its default.
 
     Raises:
         ValueError: naming the key and the one that was probably meant.
@@ -138,13 +140,11 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
             if not hasattr(node, "keys"):
                 break
             if part not in node:
-                known = [str(k) for k in node.keys()] + (RUN_KEYS if depth == 0 else [])
-                near = difflib.get_close_matches(part, known, 1, _ALIKE)
-                if near and part not in known:
-                    raise ValueError(
-                        f"--cfg-options {key}: the config has no {part!r}, did you mean "
-                        f"{near[0]!r}?"
-                    )
+                known = {str(k) for k in node.keys()} | (keys_at_top() if depth == 0 else set())
+                near = difflib.get_close_matches(part, sorted(known), 1, _ALIKE)
+                if part not in known and (near or depth == 0):
+                    hint = f"did you mean {near[0]!r}?" if near else "and no tool reads it"
+                    raise ValueError(f"--cfg-options {key}: the config has no {part!r}, {hint}")
                 break
             node = node[part]
 
@@ -153,9 +153,16 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
 RUN_KEYS = [
     *("load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"),
     *("compile", "custom_imports", "default_scope", "find_unused_parameters", "log_level"),
-    *("model_wrapper_cfg", "prepare", "runner_type", "tta_model", "tta_pipeline"),
+    *("model_wrapper_cfg", "prepare", "runner_type", "strategy", "tta_model", "tta_pipeline"),
     *("train_pipeline", "val_pipeline", "test_pipeline"),
 ]
+
+
+def keys_at_top() -> set[str]:
+    """What tools and mmengine's Runner read at the top of a config."""
+    from mmengine.runner import Runner
+
+    return {*inspect.signature(Runner.__init__).parameters, *RUN_KEYS} - {"self", "cfg"}
 
 
 #: Keys of a config that hold the path of weights, a folder or a list of files.

@@ -1,13 +1,14 @@
 """Fixtures: a tiny dataset and config, the tools in this process, the shared data folder."""
 
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import ROOT, run_tool, write_dataset, write_tiny_config
+from helpers import ENDINGS, ROOT, run_tool, write_dataset, write_tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +53,18 @@ def tool(capsys) -> Callable[..., Outcome]:
 
     def run(name: str, *args) -> Outcome:
         capsys.readouterr()
-        code = run_tool(name, *args)
-        return Outcome(code, *capsys.readouterr())
+        try:
+            code, trace = run_tool(name, *args), ""
+        except Exception:  # as it would reach a user
+            code, trace = 1, traceback.format_exc()
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err + trace)
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The count of bad inputs, as docs/reliability.md has it."""
+    if ENDINGS:
+        endings = ", ".join(f"{count} {ending}" for ending, count in ENDINGS.most_common())
+        terminalreporter.write_line(f"bad inputs: {ENDINGS.total()} tried, {endings}")

@@ -4,6 +4,7 @@ import itertools
 import json
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,32 @@ def write_tiny_config(folder: Path, dataset: Path) -> Path:
     text = (ROOT / "tests" / "tiny_config.py").read_text()
     path.write_text(text.replace("DATA_ROOT", dataset.as_posix()))
     return path
+
+
+#: How the bad inputs that were tried in this run of tests have ended -> how many of them.
+ENDINGS: Counter[str] = Counter()
+ONE_LINE = "one clear line"
+
+
+def refused(outcome, *fragments: str, code: int = 1) -> None:
+    """Check that a tool has ended with one line on stderr that holds all fragments; count it.
+
+    Args:
+        outcome: of the ``tool`` fixture.
+        code: the exit status, 2 where preflight lists problems, which then hold the fragments.
+    """
+    lines = outcome.err.strip().splitlines() or [""]
+    said = outcome.out.partition("Problems")[2] if code == 2 else lines[-1]
+    if outcome.code == 0:
+        ending = "taken silently"
+    elif "Traceback (most recent call last)" in outcome.err:
+        ending = "traceback"
+    elif sum(line.startswith("error: ") for line in lines) != (code == 1):
+        ending = "no line, or several"
+    else:
+        ending = ONE_LINE if all(f in said for f in fragments) else "a line that does not help"
+    ENDINGS[ending] += 1
+    assert ending == ONE_LINE and outcome.code == code, f"{ending}: {outcome.err or outcome.out}"
 
 
 def run_tool(name: str, *args) -> int:

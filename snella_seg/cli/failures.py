@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 
@@ -17,12 +18,11 @@ def plain_errors(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(argv)
         except Exception as error:
-            if os.environ.get("SNELLA_TRACEBACK") or not _can_be_mended(error):
+            if os.environ.get("SNELLA_TRACEBACK") or not (
+                _can_be_mended(error) or _is_of_others(error)
+            ):
                 raise
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            if "Original Traceback" in str(error):  # of a dataloader's worker
-                lines = lines[-1:]
-            print(f"error: {' '.join(lines)}", file=sys.stderr)
+            print(f"error: {_line(error)}", file=sys.stderr)
             sys.exit(1)
 
     return wrapper
@@ -34,3 +34,35 @@ def _can_be_mended(error: Exception) -> bool:
     of_ours = type(error).__module__.startswith("snella_seg.")  # CheckpointError and the like
     unknown_type = isinstance(error, KeyError) and "registry" in str(error)
     return isinstance(error, kinds) or of_ours or unknown_type
+
+
+def _line(error: Exception) -> str:
+    """What to say of an error: itself, and where it arose if that is not in this package."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "Original Traceback" in str(error):  # of a dataloader's worker
+        lines = lines[-1:]
+    said = " ".join(line.strip() for line in lines)
+    part = _part_being_built(error) if _is_of_others(error) else None
+    if part:
+        said = f"{part} cannot be built as the config asks: {said}"
+    if _can_be_mended(error):
+        return said
+    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    place = f"{frame.f_globals.get('__name__')}, line {number}"
+    hint = "SNELLA_TRACEBACK=1 shows how it came there"
+    return f"{said} ({type(error).__name__} in {place}; {hint})"
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Whether an error arose outside of this package, from what it was given in most cases."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and not str(frames[-1].f_globals.get("__name__")).startswith("snella_seg")
+
+
+def _part_being_built(error: Exception) -> str | None:
+    """The registered class in whose constructor an error arose, which a config asked for."""
+    kind = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "build_from_cfg":
+            kind = frame.f_locals.get("obj_cls")
+    return getattr(kind, "__name__", None)

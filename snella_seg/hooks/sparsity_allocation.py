@@ -160,11 +160,16 @@ class SparsityAllocationHook(Hook):
             return
         done = self.allocator.reallocations
         runner.visualizer.add_scalars({"snella/reallocations": done}, step=runner.iter)
-        if done == 0:  # training stopped early, which nobody could know at its start
+        if done == 0:  # which nobody could know at its start
+            early = runner.iter < runner.max_iters
             runner.logger.warning(
-                f"training stopped after {runner.iter} of {runner.max_iters} iterations, before "
-                f"the first reallocation, which was due after {self.period}: all sparsities are "
-                "the initial ones"
+                (
+                    f"training stopped after {runner.iter} of {runner.max_iters} iterations"
+                    if early
+                    else "the run was resumed, without SNELLA state, too near its end"
+                )
+                + f": no reallocation took place (one is due every {self.period} iterations), all "
+                "sparsities are those that it began with"
             )
 
     def reallocate(self, runner, epoch: int) -> None:

@@ -34,12 +34,16 @@ def typed_options(init: Callable[P, None]) -> Callable[P, None]:
         for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
             hint = named.get(name, inspect.Parameter.empty)
             if hint is not inspect.Parameter.empty and not _fits(value, hint):
-                says = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-                says = says.replace("collections.abc.", "").replace("typing.", "")
-                raise ValueError(f"{name} must be {says}, got {value!r}")
+                raise ValueError(f"{name} must be {describe_type(hint)}, got {value!r}")
         init(*args, **kwargs)
 
     return wrapper
+
+
+def describe_type(hint: Any) -> str:
+    """An annotation as users read it: ``int | None``, ``Sequence[str]``."""
+    says = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return says.replace("collections.abc.", "").replace("typing.", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:

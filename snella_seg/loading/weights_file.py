@@ -25,7 +25,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        CheckpointError: when it cannot be read or holds no weights.
+        CheckpointError: when it cannot be read, holds no weights, or values that are not finite.
     """
     kind = Path(source).suffix if "://" not in source else ""
     try:
@@ -62,6 +62,9 @@ def read_weights(source: str) -> dict[str, Tensor]:
         ) from None
     if not state:
         raise CheckpointError(f"{source} holds no weights; give a file of pretrained weights")
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CheckpointError(f"{source} holds NaN or infinity in {name}; get it anew")
     return state
 
 

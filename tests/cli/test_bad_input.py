@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, refused
 
 
 @pytest.fixture
@@ -27,16 +27,6 @@ def derive(tiny_config_file):
 def data_copy(tiny_dataset, tmp_path) -> Path:
     """A dataset that a test may spoil."""
     return shutil.copytree(tiny_dataset, tmp_path / "data")
-
-
-def refused(outcome, *fragments: str) -> None:
-    """Check that a tool has failed with one line that holds all of these."""
-    assert outcome.code == 1
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("error: ")
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 OPTIONS = {
@@ -378,6 +368,8 @@ OVERRIDES = {
     "train_dataloder.batch_size=4": "no 'train_dataloder', did you mean 'train_dataloader'?",
     "default_hooks.checkpont.interval=1": "no 'checkpont', did you mean 'checkpoint'?",
     "val_evaluator.iou_metric=mIoU": "no 'iou_metric', did you mean 'iou_metrics'?",
+    "norm_eval=True": "the config has no 'norm_eval', and no tool reads it",
+    "seed=3": "the config has no 'seed', and no tool reads it",
     "custom_hooks.3.interval=2": "'3' is no place in a list of 1",
 }
 
