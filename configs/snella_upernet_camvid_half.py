@@ -24,7 +24,7 @@ val_dataloader = dict(**loader, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(backbone=dict(img_size=crop_size)),
+    backbone=dict(method="snella", backbone=dict(img_size=crop_size)),
     neck=dict(out_channels=64, scales=[2, 1, 0.5, 0.25]),
     decode_head=dict(in_channels=[64, 64, 64, 64]),
     auxiliary_head=dict(in_channels=64),

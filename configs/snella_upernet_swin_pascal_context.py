@@ -8,6 +8,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SnellaBackbone",
+        method="snella_v2",
         backbone={{_base_.model.backbone}},
     ),
     decode_head=dict(num_classes=59),

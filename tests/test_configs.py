@@ -130,7 +130,7 @@ custom_hooks = [dict(type='SparsityAllocationHook', target_sparsity=0.5)]
     )
     adapters = list_adapters(build(cfg))
     assert len(adapters) == 12 * 2
-    assert {(a.rank, a.rule.kernel) for a in adapters.values()} == {(8, "mixed")}
+    assert {(a.rank, a.rule.kernel) for a in adapters.values()} == {(8, "centred")}
     assert cfg.custom_hooks[0].target_sparsity == 0.5
     assert cfg.train_cfg.max_iters == 552
 
