@@ -218,7 +218,7 @@ def adapted_linear(
     if not blocks:
         return F.linear(x, weight, bias)
     recipe, made_from = recipe_of(x)
-    low_rank = all(is_low_rank(block) for block in blocks)
+    low_rank = all(is_low_rank(block.rule) for block in blocks)
     call = Call(
         blocks,
         split=low_rank or bool(dropout) or merging_loses_deltas(weight),

@@ -1,8 +1,9 @@
 """Adapted layers under ``torch.compile`` and ``torch.export``.
 
 Compiled graphs hold the product as one operator, ``snella_seg::product``, which calls the layer's
-own code when it runs; so results are those without a compiler. Exported programs hold ordinary
-operators only, and need nothing of this package: the deltas are made by their definition.
+own code when it runs; so results are those without a compiler. LoRA is ordinary products. Exported
+programs hold ordinary operators only, and need nothing of this package: the deltas are made by
+their definition.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..engine.blocks import MadeBlock
 from ..engine.branch import Branch
 from ..engine.call import Call, flat, grouped
+from ..engine.low_rank import add_low_rank, is_low_rank
 from ..engine.precision import merging_loses_deltas, product_dtype
 from ..engine.product import backward_product, forward_product
 from ..engine.tiles import State
@@ -57,7 +59,12 @@ def product(
     if not chosen:
         return F.linear(x, rows, bias)
     rules = all(type(adapter.rule) is DeltaRule for _, adapter in chosen)
-    if rules and _exporting() and not layer.live_drops:
+    if rules and not layer.live_drops and all(is_low_rank(a.rule) for _, a in chosen):
+        y = F.linear(x, rows, bias)
+        for (first, last), adapter in chosen:
+            y = add_low_rank(y, x, (first - start, last - start), adapter.rule, adapter.params)
+        return y
+    if rules and not layer.live_drops and _exporting():
         return F.linear(x, exported_weight(layer, start, stop), bias)
     if not rules or _product is None or layer.live_drops or layer.computes_products:
         return _outside(layer, x, bias, start, stop, kept)
