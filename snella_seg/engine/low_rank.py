@@ -19,9 +19,8 @@ from .call import Call, flat, grouped
 from .precision import full_precision
 
 
-def is_low_rank(block: DeltaBlock) -> bool:
-    """Whether a delta is a product of its factors and nothing else."""
-    rule = block.rule
+def is_low_rank(rule: DeltaRule) -> bool:
+    """Whether the deltas of a rule are products of their factors and nothing else."""
     return (
         isinstance(rule, DeltaRule)
         and get_kernel(rule.kernel).function is linear_kernel
@@ -114,6 +113,15 @@ def _heads(grad: Tensor | None, param: Tensor) -> Tensor | None:
     if grad is None:
         return None
     return grad.unflatten(1, (len(param), -1)).transpose(0, 1).to(param.dtype)
+
+
+def add_low_rank(
+    y: Tensor, x: Tensor, rows: tuple[int, int], rule: DeltaRule, params: tuple[Tensor, ...]
+) -> Tensor:
+    """``y`` (..., out) plus ``scale * (x P) Q^T`` in some of its features, by plain operations."""
+    p, q = (t.to(y.dtype).transpose(0, 1).flatten(1) for t in params)
+    change = F.linear(F.linear(x.to(y.dtype), p.T), q) * rule.scale
+    return y + F.pad(change, (rows[0], y.shape[-1] - rows[1]))
 
 
 def low_rank_linear(

@@ -4,6 +4,7 @@ Between forward and backward nothing of the weight's size stays alive: backward 
 again from its factors, with the threshold that forward found.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,83 @@ from .low_rank import is_low_rank, low_rank_linear
 from .precision import full_precision, merging_loses_deltas, product_dtype
 from .recipe import recipe_of
 from .stack import merge_deltas, product_backward, weight_backward
+from .tiles import State
+
+
+def forward_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor, list[State]]:
+    """The product, x in the precision in which it was taken, and the state of each block.
+
+    Merged: one product with W + deltas (and one with W for what drop-path leaves out). Split: W
+    and the deltas have a product each, which half precision and dropout need.
+    """
+    branch, dtype = call.branch, call.dtype
+    with full_precision(x.device):
+        used = x.to(dtype)
+        plain_weight, plain_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        rows = branch.select(used)
+        base = None if call.split else weight
+        merged, states = merge_deltas(base, weight.shape, call.blocks, branch.scale)
+        if call.split:
+            y = F.linear(used, plain_weight, plain_bias)
+            rows = branch.drop(rows).to(call.delta_dtype)
+            branch.add(y, F.linear(rows, merged.to(rows.dtype)).to(y.dtype))
+        else:
+            rows = F.linear(rows, merged.to(dtype), plain_bias)
+            y = branch.place(rows, lambda left: F.linear(left, plain_weight, plain_bias), used)
+    return y, used, states
+
+
+def backward_product(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    call: Call,
+    made: list[MadeBlock],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients by x, weight and bias, as far as ``needs`` asks, then those by all parameters."""
+    branch = call.branch
+    needs_x, needs_weight, needs_bias = needs
+    x = x.to(call.dtype)
+    with full_precision(grad_y.device):
+        grad_y = grad_y.to(call.dtype)
+        plain_weight = weight.to(call.dtype)
+        exact = call.delta_dtype if call.split else call.dtype
+        rows = branch.drop(branch.select(x)).to(exact)
+        grad_rows, grads = product_backward(
+            rows,
+            branch.select(grad_y).to(exact),
+            None if call.split else weight,
+            (weight.shape[0], weight.shape[1]),
+            made,
+            branch.scale,
+            needs_x,
+        )
+        grad_x = None
+        if needs_x and call.split:
+            grad_x = grad_y @ plain_weight
+            assert grad_rows is not None
+            branch.add(grad_x, branch.drop(grad_rows).to(grad_x.dtype))
+        elif needs_x:
+            assert grad_rows is not None
+            grad_x = branch.place(grad_rows, lambda left: left @ plain_weight, grad_y)
+        flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
+        grad_weight = grad_bias = None
+        if needs_weight:
+            grad_weight = (flat_grad.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if needs_bias:
+            assert bias is not None
+            grad_bias = flat_grad.sum(0).to(bias.dtype)
+    return grad_x, grad_weight, grad_bias, *grads
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """``x W^T + b`` plus the deltas' product with what the branch keeps of x.
+    """:func:`forward_product` and its gradients.
 
-    Merged: one product with W + deltas (and one with W for what drop-path leaves out). Split: W
-    and the deltas have a product each, which half precision and dropout need. Kept for backward:
-    x or how it was made, a threshold per block, and what exists anyway.
+    Kept for backward: x or how it was made, a threshold per block, and what exists anyway.
     """
 
     @staticmethod
@@ -38,20 +108,7 @@ class _AdaptedLinear(torch.autograd.Function):
         made_from: tuple[Tensor, ...],
         *params: Tensor,
     ) -> Tensor:
-        branch, dtype = call.branch, call.dtype
-        with full_precision(x.device):
-            used = x.to(dtype)
-            plain_weight, plain_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-            rows = branch.select(used)
-            base = None if call.split else weight
-            merged, states = merge_deltas(base, weight.shape, call.blocks, branch.scale)
-            if call.split:
-                y = F.linear(used, plain_weight, plain_bias)
-                rows = branch.drop(rows).to(call.delta_dtype)
-                branch.add(y, F.linear(rows, merged.to(rows.dtype)).to(y.dtype))
-            else:
-                rows = F.linear(rows, merged.to(dtype), plain_bias)
-                y = branch.place(rows, lambda left: F.linear(left, plain_weight, plain_bias), used)
+        y, used, states = forward_product(x, weight, bias, call)
         ctx.call = call
         kept = (used,) if call.recipe is None else made_from
         ctx.lengths = [len(kept), *map(len, states)]
@@ -63,9 +120,8 @@ class _AdaptedLinear(torch.autograd.Function):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        call, branch = ctx.call, ctx.call.branch
+        call = ctx.call
         weight, bias, *rest = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         lengths = ctx.lengths + [len(block.params) for block in call.blocks]
         kept, *groups = grouped(rest, lengths)
         states, params = groups[: len(call.blocks)], groups[len(call.blocks) :]
@@ -74,33 +130,10 @@ class _AdaptedLinear(torch.autograd.Function):
             MadeBlock(block.with_params(group), state, need)
             for block, group, state, need in zip(call.blocks, params, states, needs, strict=True)
         ]
-        x = (kept[0] if call.recipe is None else call.recipe(*kept)).to(call.dtype)
-        with full_precision(grad_y.device):
-            grad_y = grad_y.to(call.dtype)
-            plain_weight = weight.to(call.dtype)
-            exact = call.delta_dtype if call.split else call.dtype
-            rows = branch.drop(branch.select(x)).to(exact)
-            grad_rows, grads = product_backward(
-                rows,
-                branch.select(grad_y).to(exact),
-                None if call.split else weight,
-                weight.shape,
-                made,
-                branch.scale,
-                needs_x,
-            )
-            grad_x = None
-            if needs_x and call.split:
-                grad_x = grad_y @ plain_weight
-                branch.add(grad_x, branch.drop(grad_rows).to(grad_x.dtype))
-            elif needs_x:
-                grad_x = branch.place(grad_rows, lambda left: left @ plain_weight, grad_y)
-            flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
-            grad_weight = grad_bias = None
-            if needs_weight:
-                grad_weight = (flat_grad.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
-            if needs_bias:
-                grad_bias = flat_grad.sum(0).to(bias.dtype)
+        x = kept[0] if call.recipe is None else call.recipe(*kept)
+        grad_x, grad_weight, grad_bias, *grads = backward_product(
+            grad_y, x, weight, bias, call, made, ctx.needs_input_grad[:3]
+        )
         grad_x = None if grad_x is None else grad_x.to(ctx.input_dtype)
         return grad_x, grad_weight, grad_bias, None, None, *grads
 
@@ -185,7 +218,7 @@ def adapted_linear(
     if not blocks:
         return F.linear(x, weight, bias)
     recipe, made_from = recipe_of(x)
-    low_rank = all(is_low_rank(block) for block in blocks)
+    low_rank = all(is_low_rank(block.rule) for block in blocks)
     call = Call(
         blocks,
         split=low_rank or bool(dropout) or merging_loses_deltas(weight),

@@ -77,7 +77,7 @@ def _factor(dense, threshold, inverse_ptr, MODE: tl.constexpr, RELATIVE: tl.cons
     elif MODE == "hard":
         factor = tl.where(magnitude > threshold, 1.0, 0.0)
     else:
-        factor = tl.where(magnitude > threshold, magnitude, 0.0)
+        factor = magnitude * tl.where(magnitude > threshold, 1.0, 0.0)  # NaN stays NaN
     if RELATIVE:
         factor *= tl.load(inverse_ptr)
     return factor

@@ -31,7 +31,7 @@ def quantile_rank(size: int, sparsity: float) -> Rank:
     return Rank(lower, math.ceil(position), position - lower)
 
 
-def interpolate(low: Tensor, high: Tensor, fraction: float) -> Tensor:
+def interpolate(low: Tensor, high: Tensor, fraction: float | Tensor) -> Tensor:
     """``low + fraction * (high - low)``; equal ends are the result, infinite ones too."""
     return torch.where(low == high, low, torch.lerp(low, high, fraction))
 

@@ -131,7 +131,9 @@ class AdaptedMultiheadAttention(AdaptedModule, FusedMultiheadAttention):
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same values of the same graph, if seen through two views."""
-    return a is b or (
+    if a is b or torch.compiler.is_compiling():  # which knows no addresses
+        return a is b
+    return (
         a.data_ptr() == b.data_ptr()
         and a.shape == b.shape
         and a.stride() == b.stride()

@@ -16,6 +16,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ..engine import DeltaBlock, adapted_linear, adapted_weight, merge_deltas
 from ..engine.precision import merging_loses_deltas
+from . import compiling
 from .adapter import Adapter
 
 
@@ -32,17 +33,19 @@ class AdaptedModule(nn.Module):
     adapter_rows: dict[str, tuple[int, int]]
     _cache: dict[Any, tuple[Any, Any]]
     _shared: tuple[Any, Any]
+    handle: int  # under which compiled graphs find it
 
     def start_adapting(self) -> None:
         """Set up an existing module whose class has just become an adapted one."""
         self.adapters = nn.ModuleDict()
         self.adapter_rows = {}
         self.adapters_enabled = True
+        self.handle = compiling.enter(self)
         self._forget()
 
     def stop_adapting(self) -> None:
         """Become a module of the stock class again; adapters are let go."""
-        for name in ("adapters", "adapter_rows", "adapters_enabled", "_cache", "_shared"):
+        for name in ("adapters", "adapter_rows", "adapters_enabled", "handle", "_cache", "_shared"):
             delattr(self, name)
         self.__class__ = type(self).stock_class
 
@@ -64,7 +67,8 @@ class AdaptedModule(nn.Module):
         self.adapter_rows[name] = rows
         self._forget()
 
-    def _named_adapters(self) -> Iterator[tuple[str, Adapter]]:
+    def named_adapters(self) -> Iterator[tuple[str, Adapter]]:
+        """Names and adapters, in the order in which they were added."""
         for name, adapter in self.adapters.items():
             assert isinstance(adapter, Adapter)
             yield name, adapter
@@ -92,7 +96,7 @@ class AdaptedModule(nn.Module):
             return []
         stop = len(self.base_weight) if stop is None else stop
         blocks = []
-        for name, adapter in self._named_adapters():
+        for name, adapter in self.named_adapters():
             first, last = self.adapter_rows[name]
             if last <= start or stop <= first:
                 continue
@@ -105,7 +109,6 @@ class AdaptedModule(nn.Module):
             blocks.append(adapter.delta_block(first - start, last - start))
         return blocks
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def product(
         self,
         x: Tensor,
@@ -120,10 +123,12 @@ class AdaptedModule(nn.Module):
         :meth:`effective_weight`; in half precision they keep a product of their own then, too.
         ``kept`` says what drop-path keeps, for several products that are to drop the same.
         """
+        if torch.compiler.is_compiling():
+            return compiling.product(self, x, bias, start, stop, kept)
         rows = slice(start, stop)
         if not self.adapters_enabled or not self.adapters:
             return F.linear(x, self.base_weight[rows], bias)
-        if self.live and self._computes_products:
+        if self.live and self.computes_products:
             return self._own_products(x, bias, start, stop)
         if self.live:
             weight = self.base_weight if start == 0 and stop is None else self.base_weight[rows]
@@ -139,15 +144,21 @@ class AdaptedModule(nn.Module):
             return y + F.linear(x.to(dtype), deltas).to(y.dtype)
 
     @property
-    def _computes_products(self) -> bool:
-        return any(adapter.computes_product for _, adapter in self._named_adapters())
+    def live_drops(self) -> bool:
+        """Whether something of the deltas is dropped, here and now."""
+        return any(self.drops)
+
+    @property
+    def computes_products(self) -> bool:
+        """Whether an adapter computes the product of its rows by itself."""
+        return any(adapter.computes_product for _, adapter in self.named_adapters())
 
     def _own_products(self, x: Tensor, bias: Tensor | None, start: int, stop: int | None) -> Tensor:
         """The product of rows whose adapters compute it, matrix by matrix."""
         stop = len(self.base_weight) if stop is None else stop
         parts, at = [], start
         for first, last, adapter in sorted(
-            ((*self.adapter_rows[name], adapter) for name, adapter in self._named_adapters()),
+            ((*self.adapter_rows[name], adapter) for name, adapter in self.named_adapters()),
             key=lambda entry: entry[0],
         ):
             if last <= start or stop <= first:
@@ -168,7 +179,7 @@ class AdaptedModule(nn.Module):
     @property
     def drops(self) -> tuple[float, float]:
         """Probabilities of dropout and drop-path of the deltas, here and now."""
-        for _, adapter in self._named_adapters() if self.training else ():
+        for _, adapter in self.named_adapters() if self.training else ():
             return adapter.dropout, adapter.drop_path
         return 0.0, 0.0
 
@@ -177,7 +188,6 @@ class AdaptedModule(nn.Module):
         """Whether deltas have to be made anew in every pass: in training, or for gradients."""
         return self.training or torch.is_grad_enabled()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def effective_weight(self) -> Tensor:
         """``W + deltas``, made in single precision at least.
 
@@ -188,6 +198,8 @@ class AdaptedModule(nn.Module):
         """
         if not self.adapters_enabled or not self.adapters:
             return self.base_weight
+        if torch.compiler.is_compiling():
+            return compiling.effective_weight(self)
         if not self.live:
             return self._cached("weight", self._merge)
         version = (self._seen(), torch.is_grad_enabled())
@@ -212,7 +224,7 @@ class AdaptedModule(nn.Module):
 
     def _seen(self) -> list[tuple[int, int, bool]]:
         tensors: list[Tensor] = [self.base_weight]
-        for _, adapter in self._named_adapters():
+        for _, adapter in self.named_adapters():
             tensors += [*adapter.params, adapter.sparsity]
         return [(t.data_ptr(), t._version, t.requires_grad) for t in tensors]
 
@@ -232,3 +244,7 @@ class AdaptedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_shared": (None, None)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.handle = compiling.enter(self)  # a copy is found as itself
