@@ -24,6 +24,7 @@ from ..loading.header import (
     check_header,
     check_version,
     encode_header,
+    frozen_state,
     make_header,
 )
 from ..loading.plain_config import plain_config, restore_tuples
@@ -154,7 +155,8 @@ def save_adapter(
         heads: whether everything outside of the backbone goes along.
 
     Raises:
-        ValueError: on another suffix, or a model without one SnellaBackbone.
+        ValueError: on another suffix, a model without one SnellaBackbone, or one whose backbone is
+            trained as a whole.
         CheckpointError: when a value is NaN or infinite.
     """
     path = Path(path)
@@ -165,6 +167,12 @@ def save_adapter(
     prefix, wrapper = find_wrapper(model)
     if wrapper.merged:
         raise ValueError("the model is merged, its adapters are not apart; unmerge_adapters first")
+    if not any(value.is_floating_point() for value in frozen_state(wrapper).values()):
+        raise ValueError(
+            f"method={wrapper.method_name!r} trained all of the backbone, so there is no base that "
+            "an adapter file could be added to: keep the checkpoint, or write a stock one by "
+            "tools/merge.py"
+        )
     tensors = task_state(model)
     if not heads:
         tensors = {name: v for name, v in tensors.items() if name.startswith(prefix)}
