@@ -29,6 +29,7 @@ from ..loading.header import (
 )
 from ..loading.plain_config import plain_config, restore_tuples
 from ..models import find_wrapper, task_state
+from ..models.inference import testing_pipeline
 from .config_trust import refuse_unknown_types
 
 FORMAT = "snella_seg.adapter"
@@ -149,8 +150,9 @@ def save_adapter(
     Args:
         model: a segmentor whose backbone is a SnellaBackbone.
         path: ends in ``.safetensors``; replaced only by a complete file.
-        config: of the run; default ``model.cfg``. Its ``model`` and ``test_pipeline`` go along, so
-            that the segmentor can be built from the file and the base weights alone.
+        config: of the run; default ``model.cfg``. Its ``model`` and the pipeline of
+            its tests go along, so that the segmentor can be built from the file and the base
+            weights alone.
         metainfo: classes and palette; default ``model.dataset_meta``.
         heads: whether everything outside of the backbone goes along.
 
@@ -191,7 +193,7 @@ def save_adapter(
             for name, adapter in list_adapters(wrapper.backbone).items()
         },
         "model": plain_config(config.get("model"), mark_tuples=True),
-        "test_pipeline": plain_config(config.get("test_pipeline"), mark_tuples=True),
+        "test_pipeline": plain_config(testing_pipeline(config) or None, mark_tuples=True),
         "metainfo": plain_config(
             metainfo or getattr(model, "dataset_meta", None), mark_tuples=True
         ),
