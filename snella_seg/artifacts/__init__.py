@@ -8,6 +8,8 @@ from ..models import find_wrapper, find_wrappers, strip_frozen, task_state  # no
 from .adapter_file import AdapterFile, read_adapter, save_adapter  # noqa: E402
 from .adapter_loading import load_adapter  # noqa: E402
 from .compose import adapter_overlap, combine_adapters  # noqa: E402
+from .exportable import Deployable  # noqa: E402
+from .exporting import ExportReport, Proof, export_segmentor  # noqa: E402
 from .merging import (  # noqa: E402
     half_precision_loss,
     merge_adapters,
@@ -29,10 +31,14 @@ from .switch import AdapterSwitch  # noqa: E402
 __all__ = [
     "AdapterFile",
     "AdapterSwitch",
+    "Deployable",
+    "ExportReport",
+    "Proof",
     "SparseDelta",
     "adapter_overlap",
     "apply_delta",
     "combine_adapters",
+    "export_segmentor",
     "find_wrapper",
     "find_wrappers",
     "half_precision_loss",

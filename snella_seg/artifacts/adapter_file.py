@@ -24,10 +24,12 @@ from ..loading.header import (
     check_header,
     check_version,
     encode_header,
+    frozen_state,
     make_header,
 )
 from ..loading.plain_config import plain_config, restore_tuples
 from ..models import find_wrapper, task_state
+from ..models.inference import testing_pipeline
 from .config_trust import refuse_unknown_types
 
 FORMAT = "snella_seg.adapter"
@@ -148,13 +150,15 @@ def save_adapter(
     Args:
         model: a segmentor whose backbone is a SnellaBackbone.
         path: ends in ``.safetensors``; replaced only by a complete file.
-        config: of the run; default ``model.cfg``. Its ``model`` and ``test_pipeline`` go along, so
-            that the segmentor can be built from the file and the base weights alone.
+        config: of the run; default ``model.cfg``. Its ``model`` and the pipeline of
+            its tests go along, so that the segmentor can be built from the file and the base
+            weights alone.
         metainfo: classes and palette; default ``model.dataset_meta``.
         heads: whether everything outside of the backbone goes along.
 
     Raises:
-        ValueError: on another suffix, or a model without one SnellaBackbone.
+        ValueError: on another suffix, a model without one SnellaBackbone, or one whose backbone is
+            trained as a whole.
         CheckpointError: when a value is NaN or infinite.
     """
     path = Path(path)
@@ -165,6 +169,12 @@ def save_adapter(
     prefix, wrapper = find_wrapper(model)
     if wrapper.merged:
         raise ValueError("the model is merged, its adapters are not apart; unmerge_adapters first")
+    if not any(value.is_floating_point() for value in frozen_state(wrapper).values()):
+        raise ValueError(
+            f"method={wrapper.method_name!r} trained all of the backbone, so there is no base that "
+            "an adapter file could be added to: keep the checkpoint, or write a stock one by "
+            "tools/merge.py"
+        )
     tensors = task_state(model)
     if not heads:
         tensors = {name: v for name, v in tensors.items() if name.startswith(prefix)}
@@ -183,7 +193,7 @@ def save_adapter(
             for name, adapter in list_adapters(wrapper.backbone).items()
         },
         "model": plain_config(config.get("model"), mark_tuples=True),
-        "test_pipeline": plain_config(config.get("test_pipeline"), mark_tuples=True),
+        "test_pipeline": plain_config(testing_pipeline(config) or None, mark_tuples=True),
         "metainfo": plain_config(
             metainfo or getattr(model, "dataset_meta", None), mark_tuples=True
         ),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..loading.files import make_folder
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -38,8 +40,7 @@ def locked(work_dir: str) -> Iterator[None]:
     if fcntl is None or _rank() > 0:
         yield
         return
-    folder = Path(work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(work_dir)
     with open(folder / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

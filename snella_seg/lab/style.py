@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..loading import atomic_write
+
 #: Okabe and Ito's palette, told apart by colour-blind readers; yellow, too faint for lines on
 #: white, comes last.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -34,10 +36,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     120 dots an inch, and the 256 colours that fit it best: a third of the bytes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True, dpi=(DPI, DPI))
+    picture = picture.quantize(256, dither=Image.Dither.NONE)
+    with atomic_write(path) as partial:
+        picture.save(partial, "PNG", optimize=True, dpi=(DPI, DPI))
     return path

@@ -13,6 +13,7 @@ from .files import (  # noqa: E402
     holds_adapters,
     latest_checkpoint,
     load_safetensors,
+    make_folder,
     save_safetensors,
     write_text,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "latest_checkpoint",
     "load_base",
     "load_safetensors",
+    "make_folder",
     "save_safetensors",
     "some",
     "take_in",

@@ -29,9 +29,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     The data are on the disk before the name changes, so a run that is killed leaves the old file
     or the new one. The folder is made where it is missing; a block that fails leaves nothing.
+
+    Raises:
+        IsADirectoryError: when ``path`` is a folder.
+        NotADirectoryError: as :func:`make_folder`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written: name a file")
+    make_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial{os.getpid()}")
     try:
         yield partial
@@ -40,6 +46,22 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder to write to, and those above it, where they are missing.
+
+    Raises:
+        NotADirectoryError: when it, or what should be a folder above it, is a file.
+    """
+    path = Path(path)
+    for taken in (path, *path.parents):
+        if taken.exists() and not taken.is_dir():
+            raise NotADirectoryError(
+                f"{taken} is a file, where a folder is to be written to: name another one"
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

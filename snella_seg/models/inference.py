@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
-from mmseg.registry import MODELS
+from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
@@ -81,22 +81,79 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     return model.eval()
 
 
+def testing_pipeline(cfg: Config) -> list[dict]:
+    """The transforms that tests use: of ``test_dataloader``, else ``test_pipeline``, else none."""
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    while "pipeline" not in dataset and ("dataset" in dataset or dataset.get("datasets")):
+        dataset = dataset.get("dataset") or dataset["datasets"][0]  # wrapped, or several
+    return dataset.get("pipeline") or cfg.get("test_pipeline") or []
+
+
 def load_image(cfg: Config, image: str) -> dict:
     """A batch of one image file, taken through a config's test pipeline without its labels.
 
     Raises:
         FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read.
     """
+    steps = testing_pipeline(cfg)
+    kept = [step for step in steps if "Annotations" not in type_name(step)]
+    return pseudo_collate([_transform(kept, image)])
+
+
+def read_picture(cfg: Config, image: str) -> np.ndarray:
+    """An image file to look at, (H, W, 3), BGR of 8 bits, read as by a config's test pipeline.
+
+    Of several bands the first three are taken; other than 8 bits are stretched over their range.
+
+    Raises:
+        As :func:`load_image`.
+    """
+    steps = testing_pipeline(cfg)
+    loads = [s for s in steps if "Load" in type_name(s) and "Annotations" not in type_name(s)]
+    picture = np.atleast_3d(_transform(loads, image)["img"])
+    picture = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].repeat(3, -1)
+    if picture.dtype != np.uint8:
+        low, high = np.nanmin(picture), np.nanmax(picture)
+        picture = ((picture - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+    return np.ascontiguousarray(picture)
+
+
+def _transform(steps: list[dict], image: str) -> dict:
     if not Path(image).is_file():
         raise FileNotFoundError(f"image not found: {image}")
-    steps = cfg.get("test_pipeline") or cfg.test_dataloader.dataset.pipeline
-    pipeline = Compose([step for step in steps if "Annotations" not in type_name(step)])
+    if not steps:
+        raise ValueError("the config has no test_dataloader and no test_pipeline to read by")
     try:
-        return pseudo_collate([pipeline(dict(img_path=str(image)))])
+        return Compose(steps)(dict(img_path=str(image)))
     except Exception as error:  # whatever a reader of images may raise
         raise ValueError(
             f"image {image} cannot be read by the test pipeline: {' '.join(str(error).split())}"
         ) from error
+
+
+@torch.no_grad()
+def segment(model: nn.Module, image: str) -> np.ndarray:
+    """The class of every pixel of an image file, (H, W), int64.
+
+    Raises:
+        As :func:`load_image`; ValueError when it has other bands than the model takes.
+    """
+    batch = load_image(model.cfg, image)
+    found, wanted = batch["inputs"][0].shape[0], input_bands(model.backbone)
+    if found != wanted:
+        raise ValueError(f"image {image} has {found} bands, the model takes {wanted}")
+    result = model.test_step(batch)[0]
+    return result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # one logit gives floats
+
+
+def dataset_meta(model: nn.Module) -> dict:
+    """Classes and palette of a segmentor: its checkpoint's, or else those of its config's data."""
+    if getattr(model, "dataset_meta", None):
+        return model.dataset_meta
+    dataset = (model.cfg.get("test_dataloader") or {}).get("dataset") or {}
+    kind = DATASETS.get(type_name(dataset)) if dataset else None
+    return {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
 
 
 @torch.no_grad()

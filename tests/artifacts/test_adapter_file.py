@@ -347,6 +347,19 @@ def test_foreign_files_and_requests_are_refused(build, adapter_file, tmp_path):
         save_adapter(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
 
 
+def test_a_backbone_that_was_trained_as_a_whole(tool, build, config, tmp_path):
+    config.model.backbone = dict(config.model.backbone, method="full")
+    config.model.backbone.pop("adapter")
+    config.dump(tmp_path / "full.py")
+    checkpoint, out = tmp_path / "full.pth", tmp_path / "out.safetensors"
+    torch.save(dict(state_dict=build(None).state_dict(), meta={}), checkpoint)
+    refused = tool("export_adapter", tmp_path / "full.py", checkpoint, out)
+    assert refused.code == 1 and "method='full' trained all of the backbone" in refused.err
+    assert len(refused.err.splitlines()) == 1 and not out.exists()
+    merged = tool("merge", tmp_path / "full.py", checkpoint, tmp_path / "merged")
+    assert merged.code == 0 and "same class on 100.00%" in merged.out
+
+
 def test_tools_write_read_and_show_it(tool, build, config_file, adapter_file, tmp_path):
     checkpoint, out = tmp_path / "whole.pth", tmp_path / "out.safetensors"
     model = build(0)

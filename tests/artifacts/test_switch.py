@@ -153,11 +153,13 @@ def test_base_weights_may_lie_elsewhere(build, config, files, tmp_path, image):
 
 
 def test_the_tool_paints_every_task(tool, files, tiny_dataset, tmp_path):
-    picture = next((tiny_dataset / "images" / "validation").iterdir())
+    picture = tiny_dataset / "images" / "validation" / "0.jpg"
     done = tool("segment", picture, *files.values(), "--out", tmp_path / "out", "--device", "cpu")
     assert done.code == 0, done.err
-    assert all(f"{name}: switched in" in done.out for name in TASKS)
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"night.png", "fog.png", "rain.png", "all.png"}
+    assert all(f"{name}: 1 images segmented in" in done.out for name in TASKS)
+    written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")]
+    kinds = ("labels/0.png", "overlays/0.png", "legend.png")
+    expected = {f"{name}/{kind}" for name in TASKS for kind in kinds} | {"side_by_side/0.png"}
+    assert {path.as_posix() for path in written} == expected
     refused = tool("segment", tmp_path / "none.png", files["night"])
     assert refused.code == 1 and "image not found" in refused.err

@@ -414,6 +414,23 @@ def test_files_under_the_name_of_another_kind(tool, tiny_config_file, checkpoint
         refused(done, "out.pth will be a .safetensors file, name it so")
 
 
+def test_a_folder_and_a_file_in_the_place_of_what_is_written(
+    tool, tiny_config_file, checkpoint, tmp_path
+):
+    saved, taken = checkpoint(lambda state: None), tmp_path / "taken"
+    (tmp_path / "there.safetensors").mkdir()
+    done = tool("export_adapter", tiny_config_file, saved, tmp_path / "there.safetensors")
+    refused(done, "there.safetensors is a folder, where a file is to be written")
+    taken.write_text("mine")
+    for command in (
+        ("export_adapter", tiny_config_file, saved, taken / "a.safetensors"),
+        ("merge", tiny_config_file, saved, taken),
+        ("train", tiny_config_file, "--work-dir", taken),
+    ):
+        refused(tool(*command), "taken is a file, where a folder is to be written to")
+    assert taken.read_text() == "mine"
+
+
 def test_a_text_for_an_image(tool, tiny_config_file, checkpoint, tmp_path):
     (tmp_path / "image.png").write_text("not a picture")
     saved, image = checkpoint(lambda state: None), tmp_path / "image.png"

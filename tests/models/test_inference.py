@@ -9,10 +9,10 @@ import torch
 from mmengine.config import Config
 
 import snella_seg.register  # noqa: F401
-from snella_seg.cli.segment import segment
 from snella_seg.loading import CheckpointError
 from snella_seg.models import build_segmentor, logits
 from snella_seg.models.bands import input_bands
+from snella_seg.models.inference import segment
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import IO
 from mmengine.config import Config
 
 from ...configs import tool
-from ...loading import write_text
+from ...loading import make_folder, write_text
 from ..text import duration
 from .plan import Run
 from .results import RESULT, RunFailed, read_run
@@ -90,7 +90,7 @@ def execute(
 
 def _claim(folder: Path, cfg: Config) -> None:
     """See that a folder is new or holds the run of this very config."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path, text = folder / _CONFIG, cfg.pretty_text
     if not path.is_file():
         write_text(path, text)

@@ -1,0 +1,116 @@
+"""A segmentor as one function of tensors, which torch.export follows for images of any size."""
+
+import copy
+import functools
+
+import torch
+from mmseg.models.backbones.swin import ShiftWindowMSA
+from torch import Tensor, nn
+
+from ..inject import list_adapters
+from .merging import merge_adapters
+
+
+class Deployable(nn.Module):
+    """Images in, logits or labels of their pixels out: a merged segmentor without its Runner.
+
+    Args:
+        model: an EncoderDecoder, which is copied; the copy's adapters are merged.
+        labels: give labels (N, H, W), int64, instead of logits (N, classes, H, W).
+        normalise: do to the images what the data preprocessor does, but for padding: they are
+            (N, bands, H, W), float32, as the test pipeline gives them. Otherwise they are
+            expected to be normalised.
+    """
+
+    def __init__(self, model: nn.Module, labels: bool = False, normalise: bool = True) -> None:
+        super().__init__()
+        model = copy.deepcopy(model)
+        if list_adapters(model):
+            merge_adapters(model)
+        model.eval()
+        for module in model.modules():
+            module.__class__ = _EXPORTABLE.get(type(module), type(module))
+            if hasattr(module, "dynamic_feat_size"):  # of timm, which may not be installed
+                module.dynamic_feat_size = functools.partial(_grid, module)
+        self.model, self.labels = model.requires_grad_(False), labels
+        processor = model.data_preprocessor
+        swaps = processor._channel_conversion
+        self.takes_raw = normalise
+        self.bands = [2, 1, 0] if normalise and swaps else None
+        self.normalises = normalise and processor._enable_normalize
+        self.threshold = getattr(model.decode_head, "threshold", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, processor = images, self.model.data_preprocessor
+        if self.bands and x.shape[1] == len(self.bands):
+            x = x[:, self.bands]
+        if self.normalises:
+            x = (x - processor.mean) / processor.std
+        logits = encode_decode(self.model, x)
+        if not self.labels:
+            return logits
+        return to_labels(logits, self.threshold)
+
+
+def encode_decode(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits (N, classes, H, W) of what a data preprocessor gives, (N, bands, H, W)."""
+    size = inputs.shape[-2:]
+    info = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
+    return model.encode_decode(inputs, [info])  # mmseg reads the first one's
+
+
+def to_labels(logits: Tensor, threshold: float | None) -> Tensor:
+    """The class of every pixel, (N, H, W), int64, of logits (N, classes, H, W).
+
+    A single logit gives 1 where its sigmoid is above the threshold, and 0 elsewhere.
+    """
+    if logits.shape[1] > 1:
+        return logits.argmax(1)
+    return (logits.sigmoid() > threshold).squeeze(1).long()
+
+
+def _grid(embedding: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches, without the fractions that timm rounds."""
+    sides = zip(size, embedding.patch_size, strict=True)
+    pads = embedding.dynamic_img_pad
+    rows, columns = (-(-side // patch) if pads else side // patch for side, patch in sides)
+    return rows, columns
+
+
+class _AnySizePool(nn.AdaptiveAvgPool2d):
+    """Averages over bins as matrix products, whose shapes may be symbols."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.output_size
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return _averages(rows, x.shape[-2], x) @ x @ _averages(columns, x.shape[-1], x).mT
+
+
+def _averages(bins: int, size: int, like: Tensor) -> Tensor:
+    """The matrix (bins, size) that averages over overlapping bins, as torch's pooling has them."""
+    i = torch.arange(bins, device=like.device)[:, None]
+    place = torch.arange(size, device=like.device)
+    start = torch.div(i * size, bins, rounding_mode="floor")
+    end = torch.div((i + 1) * size + bins - 1, bins, rounding_mode="floor")
+    inside = (place >= start) & (place < end)
+    return inside.to(like.dtype) / (end - start).to(like.dtype)
+
+
+class _AnyBatchWindows(ShiftWindowMSA):
+    """Puts windows together without dividing by their number, which would fix the batch."""
+
+    def window_reverse(self, windows: Tensor, H: int, W: int) -> Tensor:
+        side = self.window_size
+        x = windows.view(-1, H // side, W // side, side, side, windows.shape[-1])
+        return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+_EXPORTABLE: dict[type, type] = {
+    nn.AdaptiveAvgPool2d: _AnySizePool,
+    ShiftWindowMSA: _AnyBatchWindows,
+}
+
+
+def fixes_size(model: nn.Module) -> bool:
+    """Whether a model makes masks of a size that its code reads off the image, step by step."""
+    return any(isinstance(module, ShiftWindowMSA) for module in model.modules())
