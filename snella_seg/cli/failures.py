@@ -18,9 +18,8 @@ def plain_errors(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(argv)
         except Exception as error:
-            if os.environ.get("SNELLA_TRACEBACK") or not (
-                _can_be_mended(error) or _is_of_others(error)
-            ):
+            known = _can_be_mended(error) or _is_of_others(error)
+            if os.environ.get("SNELLA_TRACEBACK") or not known:
                 raise
             print(f"error: {_line(error)}", file=sys.stderr)
             sys.exit(1)

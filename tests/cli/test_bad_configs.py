@@ -85,6 +85,22 @@ CONFIGS = {
         "optim_wrapper = dict(optimizer=dict(weight_decai=0.1))",
         "AdamW has no argument 'weight_decai', did you mean 'weight_decay'?",
     ),
+    "a strategy that shards": (
+        "runner_type = 'FlexibleRunner'\nstrategy = dict(type='DeepSpeedStrategy')",
+        "strategy asks for DeepSpeedStrategy, which shards parameters",
+    ),
+    "a wrapper that shards": (
+        "model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')",
+        "model_wrapper_cfg asks for MMFullyShardedDataParallel, which shards parameters",
+    ),
+    "an optimizer's wrapper that shards": (
+        "optim_wrapper = dict(type='DeepSpeedOptimWrapper')",
+        "optim_wrapper asks for DeepSpeedOptimWrapper, which shards parameters",
+    ),
+    "text for a hook": (
+        "custom_hooks = ['SparsityAllocationHook']",
+        "custom_hooks.0 must be a dict, got 'SparsityAllocationHook'",
+    ),
     "key at the top": (
         "custom_hook = [dict(type='EMAHook')]",
         "no tool reads the key 'custom_hook', did you mean 'custom_hooks'?",
