@@ -44,10 +44,9 @@ def main() -> None:
     for method in ("snella", "full"):
         found = counts(method)
         heads = found["trained"] - found["backbone"]
-        print(
-            f"{method}: {found['all'] / 1e6:.1f} M parameters, {found['trained'] / 1e6:.1f} M of "
-            f"them train ({found['adapters'] / 1e6:.1f} M adapters, {heads / 1e6:.1f} M neck and heads)"
-        )
+        adapters, trained, total = (found[k] / 1e6 for k in ("adapters", "trained", "all"))
+        print(f"{method}: {total:.1f} M parameters, {trained:.1f} M of them train")
+        print(f"  {adapters:.1f} M in adapters, {heads / 1e6:.1f} M in neck and heads")
         for processes in (2, 8, 64, 256):
             sent = 2 * (processes - 1) / processes * 4 * found["trained"]
             print(f"  {processes} processes: {sent / 2**20:.0f} MiB a process and step")
