@@ -76,6 +76,9 @@ TINY: dict[str, dict] = {
         depths=(1, 1, 2, 1),
         window_sizes=(7, 7, 7, 7),
     ),
+    "timm XCiT": timm(
+        "xcit_small_12_p16_224", embed_dim=16, depth=2, num_heads=2, out_indices=(0, 1)
+    ),
     "timm MaxViT": timm("maxvit_tiny_tf_224", **_MAXVIT),
 }
 
