@@ -83,7 +83,8 @@ def main() -> None:
             "iterations"
         )
     print(
-        f"history: {lines} lines, {len(history) / max(lines, 1):.0f} bytes each; checkpoints kept: {kept}"
+        f"history: {lines} lines, {len(history) / max(lines, 1):.0f} bytes each; checkpoints kept: "
+        f"{kept}"
     )
 
 
