@@ -16,6 +16,7 @@ from scipy.stats import linregress, t
 
 import snella_seg.register  # noqa: F401
 from snella_seg.cli.train import main as train
+from snella_seg.inject import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = 4096 / 2**20  # MiB
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=20, help="between reallocations")
     parser.add_argument("--method", default="snella", help="'frozen' is mmengine and mmseg alone")
     args = parser.parse_args()
+    bare = "" if METHODS[args.method].adapts else ", adapter=None"
     import sys
 
     sys.path.insert(0, str(ROOT / "tests"))
@@ -62,7 +64,7 @@ def main() -> None:
         derived.write_text(
             f"_base_ = './{config.name}'\n"
             f"train_cfg = dict(max_iters={args.iters}, val_interval={args.iters})\n"
-            f"model = dict(backbone=dict(method={args.method!r}))\n"
+            f"model = dict(backbone=dict(method={args.method!r}{bare}))\n"
             "custom_hooks = [dict(type='SparsityAllocationHook', target_sparsity=0.5, "
             f"interval={args.interval}), dict(type='EnduranceHook')]\n"
             "default_hooks = dict(checkpoint=dict(type='SnellaCheckpointHook', interval=200, "

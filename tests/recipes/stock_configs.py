@@ -15,6 +15,7 @@ TRANSFORMERS = {
 SIDE = 128
 #: Beginning of a name -> why those configs cannot be wrapped, or not be built here.
 UNFIT = {
+    "vpd/": "VPD is built on Stable Diffusion: mmsegmentation's requirements/optional.txt",
     "san/": "SAN has an image_encoder and a side adapter, and no model.backbone",
     "swin/swin-tiny-patch4-window7_upernet_1xb8-20k_levir": (
         "it cannot be built unwrapped either: its means are six, mmengine takes one or three"
@@ -38,7 +39,8 @@ def shrink(cfg: Config) -> None:
     model = cfg.model
     inner = model.backbone.backbone
     model.pretrained = None
-    inner.init_cfg = inner.pretrained = None
+    for key in {"init_cfg", "pretrained"} & inner.keys():
+        inner[key] = None
     if "num_layers" in inner and isinstance(inner.num_layers, int):
         taps = inner.get("out_indices", -1)
         count = 1 if isinstance(taps, int) else len(taps)
