@@ -70,10 +70,15 @@ def to_labels(logits: Tensor, threshold: float | None) -> Tensor:
 
 
 def _grid(embedding: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches, without the fractions that timm rounds."""
-    sides = zip(size, embedding.patch_size, strict=True)
+    """Rows and columns of patches, without the fractions that timm rounds.
+
+    Nothing negative is divided: ONNX rounds towards zero.
+    """
     pads = embedding.dynamic_img_pad
-    rows, columns = (-(-side // patch) if pads else side // patch for side, patch in sides)
+    rows, columns = (
+        (side + patch - 1 if pads else side) // patch
+        for side, patch in zip(size, embedding.patch_size, strict=True)
+    )
     return rows, columns
 
 

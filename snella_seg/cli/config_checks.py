@@ -76,7 +76,7 @@ def _refuse_other_shape(node: Any, parts: list[str], kinds: tuple, path: str = "
 
 def _refuse_sharding(cfg: Config) -> None:
     """Refuse what would cut adapted matrices into pieces, however mmengine is asked for it."""
-    if type_name(cfg.model.get("backbone") or {}) != "SnellaBackbone":
+    if type_name((cfg.get("model") or {}).get("backbone") or {}) != "SnellaBackbone":
         return
     for part in _SHARDING_PARTS:
         kind = type_name(cfg.get(part) or {})
