@@ -24,9 +24,9 @@ from ..configs import load_config
 from ..loading.files import make_folder
 from ..models import build_segmentor
 from ..models.inference import dataset_meta, read_picture, segment
+from .drawing import Palette, overlay, save_labels, save_picture
 from .failures import plain_errors
 from .image_files import find_images, output_names
-from .pictures import Palette, overlay, save_labels, save_picture
 from .reading import refuse_without_adapters
 
 

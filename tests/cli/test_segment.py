@@ -14,8 +14,8 @@ from PIL import Image
 
 import snella_seg.register  # noqa: F401
 from snella_seg.artifacts import merged_segmentor, save_adapter, stock_config, strip_frozen
+from snella_seg.cli.drawing import Palette
 from snella_seg.cli.image_files import output_names
-from snella_seg.cli.pictures import Palette
 from snella_seg.models import build_segmentor
 from snella_seg.models.inference import segment
 
