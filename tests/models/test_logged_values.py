@@ -7,16 +7,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from snella_seg.models.inference import allow_logged_values
+import snella_seg.register  # noqa: F401
 
-
-@pytest.fixture
-def allowed():
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        pytest.skip("torch < 2.6 loads anything")
-    allow_logged_values()
-    yield
-    torch.serialization.clear_safe_globals()
+if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+    pytest.skip("torch < 2.6 loads anything", allow_module_level=True)
 
 
 class Getattr:
@@ -29,7 +23,7 @@ class Getattr:
         return getattr, self.args
 
 
-def test_logged_values_load(allowed, tmp_path):
+def test_logged_values_load(tmp_path):
     buffer = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save(dict(loss=buffer, lr=np.float64(0.1), steps=np.arange(2)), tmp_path / "a.pth")
     loaded = torch.load(tmp_path / "a.pth", weights_only=True)
@@ -39,7 +33,7 @@ def test_logged_values_load(allowed, tmp_path):
 
 
 @pytest.mark.parametrize(("owner", "name"), [(np.ndarray, "tofile"), (HistoryBuffer, "__init__")])
-def test_nothing_else_is_looked_up(owner, name, allowed, tmp_path):
+def test_nothing_else_is_looked_up(owner, name, tmp_path):
     torch.save(Getattr(owner, name), tmp_path / "a.pth")
     with pytest.raises((pickle.UnpicklingError, ValueError), match=name):
         torch.load(tmp_path / "a.pth", weights_only=True)
