@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -91,6 +93,8 @@ def without_mm(tmp_path) -> Path:
     (tmp_path / "sitecustomize.py").write_text("""
 import importlib.machinery
 import sys
+import sysconfig
+import venv
 
 find_spec = importlib.machinery.PathFinder.find_spec
 
@@ -142,3 +146,51 @@ def test_missing_mm_packages_are_named_with_the_extra(command, without_mm):
     assert "pip install 'snella_seg[mm]'" in lines[-1]
     if command[0] != "-c":
         assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A fresh environment with the wheel, and with all of this one but the checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    options = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    done = run("-m", "pip", "--python", folder, "install", *options, wheel, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    # Of a folder that is named in a .pth file, Python does not read such files: a checkout's.
+    site = next(folder.glob("lib/*/site-packages"))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin"
+
+
+DEMO_ELSEWHERE = """
+_base_ = __import__("snella_seg").own("snella_upernet_demo.py")
+prepare = None
+model = dict(backbone=dict(init_cfg=None))
+data = dict(data_root={root!r}, img_suffix=".jpg")
+train_dataloader = dict(batch_size=2, dataset=data)
+val_dataloader = dict(dataset=data)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=4, val_interval=4)
+custom_hooks = [dict(type="SparsityAllocationHook", target_sparsity=0.6)]
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders of an environment are named otherwise")
+def test_main_job_from_the_wheel(installed, tiny_dataset, tmp_path):
+    def command(name: str, *args) -> str:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        line = [str(installed / name), *map(str, args)]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    package = command("python", "-c", "import snella_seg; print(snella_seg.__file__)")
+    assert Path(package.strip()).is_relative_to(installed.parent)
+    assert "as defined" in command("snella-seg", "doctor")
+    command("snella-seg", "new", tiny_dataset, "--out", "new.py")
+    assert 'own("snella_upernet_ade20k.py")' in (tmp_path / "new.py").read_text()
+    (tmp_path / "mine.py").write_text(DEMO_ELSEWHERE.format(root=tiny_dataset.as_posix()))
+    command("snella-seg", "train", "mine.py")
+    assert (tmp_path / "work_dirs/mine/iter_4.pth").is_file()
+    command("snella-seg", "report", "work_dirs/mine")  # through templates of the package
+    assert list((tmp_path / "work_dirs/mine").rglob("*.html"))

@@ -14,7 +14,6 @@ from ..configs import load_config
 from ..lab.preflight import preflight
 from ..loading import check_checkpoint
 from ..loading.files import write_text
-from ..models.inference import allow_numpy_scalars
 from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
@@ -52,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_config(cfg)
     run_preparation(cfg)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
-    allow_numpy_scalars()
     report = preflight(cfg, args.iters)
     print(report.text())
     if args.json:

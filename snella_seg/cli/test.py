@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ..configs import load_config
 from ..loading import check_checkpoint
 from ..models.feature_maps import check_feature_maps
-from ..models.inference import allow_numpy_scalars, refuse_other_heads
+from ..models.inference import refuse_other_heads
 from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
@@ -65,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_work_dir(cfg, args.work_dir, args.config)
     fit_to_machine(cfg, args.launcher)
     run_preparation(cfg)
-    allow_numpy_scalars()
     check_checkpoint(args.checkpoint, "checkpoint")
     refuse_without_adapters(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint

@@ -12,7 +12,7 @@ from ..configs import load_config
 from ..loading import check_checkpoint, latest_checkpoint
 from ..models.bands import check_bands
 from ..models.feature_maps import check_feature_maps
-from ..models.inference import allow_numpy_scalars, refuse_other_heads
+from ..models.inference import refuse_other_heads
 from .config_checks import check_config
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.amp:
         enable_amp(cfg)
     fit_to_machine(cfg, args.launcher)
-    allow_numpy_scalars()
     if args.resume:
         cfg.resume = True
         cfg.load_from = args.resume

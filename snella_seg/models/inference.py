@@ -1,6 +1,7 @@
 """A segmentor from a config and a checkpoint, and images through it, outside of a Runner."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import DATASETS, MODELS
@@ -74,7 +76,7 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
         model.backbone.init_weights()
     else:
         check_checkpoint(checkpoint, "checkpoint")
-        allow_numpy_scalars()
+        allow_logged_values()
         refuse_other_heads(model)
         meta = load_checkpoint(model, checkpoint, map_location="cpu").get("meta", {})
     model.cfg, model.dataset_meta = cfg, meta.get("dataset_meta")
@@ -175,12 +177,18 @@ def logits(model: nn.Module, image: str | None = None, size: int = 512) -> torch
     return model(model.data_preprocessor(batch, False)["inputs"], mode="tensor")
 
 
-def allow_numpy_scalars() -> None:
-    """Let torch's safe loading take the numpy values that mmengine puts into checkpoints."""
-    if not hasattr(torch.serialization, "add_safe_globals"):  # torch < 2.4 has no need of it
-        return
+def allow_logged_values() -> None:
+    """Let torch's safe loading take the logged values that mmengine puts into checkpoints."""
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        return  # torch < 2.6 has no need of it
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
     reconstruct = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
-    torch.serialization.add_safe_globals(
-        [*dtypes, np.dtype, np.ndarray, reconstruct._reconstruct, reconstruct.scalar]
-    )
+    arrays = [*dtypes, np.dtype, np.ndarray, reconstruct._reconstruct, reconstruct.scalar]
+    torch.serialization.add_safe_globals([*arrays, HistoryBuffer, (_statistic, "builtins.getattr")])
+
+
+def _statistic(cls: type, name: str) -> Callable:
+    """``getattr`` as history buffers need it, which are pickled with their statistics."""
+    if cls is not HistoryBuffer or name.startswith("_"):
+        raise ValueError(f"a checkpoint asks for {name} of {cls}")
+    return getattr(cls, name)

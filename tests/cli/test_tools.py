@@ -229,12 +229,23 @@ from mmengine.registry import HOOKS
 class SaveRankState(Hook):
     def after_train(self, runner):
         path = f"{runner.work_dir}/rank{get_rank()}.pth"
-        torch.save(runner.model.module.backbone.state_dict(), path)
+        model = getattr(runner.model, "module", runner.model)
+        torch.save(model.backbone.state_dict(), path)
 """
 
 
+def train_in(processes: int, config: Path, work_dir: Path) -> list[dict]:
+    """Train a config that imports ``rank_state`` under gloo; return the backbone of each rank."""
+    (config.parent / "rank_state.py").write_text(RANK_STATE)
+    path = f"{config.parent}{os.pathsep}{ROOT}"
+    launch = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone")
+    train = (ROOT / "tools/train.py", config, "--work-dir", work_dir, "--launcher", "pytorch")
+    done = run(*launch, *train, PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0
+    return [torch.load(work_dir / f"rank{rank}.pth") for rank in range(processes)]
+
+
 def test_two_processes_stay_equal(tiny_config_file, tmp_path):
-    (tmp_path / "rank_state.py").write_text(RANK_STATE)
     config = derive(
         tiny_config_file,
         """
@@ -247,12 +258,7 @@ train_cfg = dict(max_iters=4)
 model = dict(decode_head=dict(norm_cfg=dict(type="SyncBN")))
 """,
     )
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    train = (ROOT / "tools/train.py", config, "--work-dir", tmp_path / "run")
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = run(*launch, *train, "--launcher", "pytorch", PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0
-    first, second = (torch.load(tmp_path / "run" / f"rank{rank}.pth") for rank in (0, 1))
+    first, second = train_in(2, config, tmp_path / "run")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
     lines = history(tmp_path / "run")  # 4 images, 2 processes with 2 images each: 1 is an epoch
@@ -262,6 +268,36 @@ model = dict(decode_head=dict(norm_cfg=dict(type="SyncBN")))
     for matrix, sparsity in lines[-1]["sparsity"].items():
         name = sparsity_name(matrix)
         assert first[name.removeprefix("backbone.")].item() == saved[name].item() == sparsity
+
+
+ONE_BATCH = """
+custom_imports = dict(imports=["snella_seg.register", "rank_state"])
+custom_hooks = [
+    dict(type="SparsityAllocationHook", target_sparsity=0.5),
+    dict(type="SaveRankState"),
+]
+train_cfg = dict(max_iters=8)
+norm = dict(norm_cfg=dict(_delete_=True, type="GN", num_groups=4), dropout_ratio=0)
+model = dict(decode_head=norm, auxiliary_head=norm)
+train_dataloader = dict(batch_size=BATCH_SIZE, dataset=dict(pipeline={{_base_.test_pipeline}}))
+"""
+
+
+@pytest.mark.skipif("SNELLA_PROCESSES" not in os.environ, reason="SNELLA_PROCESSES='2 4' runs it")
+@pytest.mark.parametrize("processes", os.environ.get("SNELLA_PROCESSES", "4").split())
+def test_processes_that_share_a_batch_train_as_one(processes, tiny_config_file, tmp_path):
+    found = {}
+    for count in (1, int(processes)):  # four images in all, whatever their number
+        config = derive(tiny_config_file, ONE_BATCH.replace("BATCH_SIZE", str(4 // count)))
+        found[count] = train_in(count, config, tmp_path / f"of_{count}")
+    (alone,), (first, *others) = found.values()
+    assert all(torch.equal(v, rank[name]) for rank in others for name, v in first.items())
+    alone_lines, lines = (history(tmp_path / f"of_{count}") for count in found)
+    assert [line["iter"] for line in lines] == list(range(8))
+    assert [line["sparsity"] for line in lines] == [line["sparsity"] for line in alone_lines]
+    far = max((alone[name] - value).abs().max().item() for name, value in first.items())
+    print(f"{processes} processes: weights within {far:.1e} of those of one")
+    assert far < 1e-4  # of steps of 1e-2
 
 
 def test_compiled_training_is_the_same(tiny_config_file, tmp_path):
