@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .config_checks import accepted_arguments, is_odd
-
 #: How arguments are listed: long ones without their middle.
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 100
@@ -75,17 +73,18 @@ def _part_being_built(error: Exception, said: str) -> str:
             kind, given = frame.f_locals.get("obj_cls"), frame.f_locals.get("args", {})
     if not inspect.isclass(kind):
         return ""
-    listed = ", ".join(
-        f"{name}={_SHORT.repr(given[name])}" for name in _in_question(kind, given, said)
-    )
+    names = _in_question(kind, given, said)
+    listed = " ".join(", ".join(f"{n}={_SHORT.repr(given[n])}" for n in names).split())
     return f"{kind.__name__} cannot be built as the config asks ({listed}): "
 
 
 def _in_question(kind: type, given: dict, said: str) -> list[str]:
     """Arguments that an error speaks of, else those that look odd, else all."""
+    from .config_checks import accepted_arguments, is_odd  # of mmengine, which doctor does without
+
     words = re.findall(r"\w+", said)
     hints = accepted_arguments(kind)
-    plain = [name for name, value in given.items() if not callable(value)]
+    plain = [name for name, value in given.items() if name != "params" and not callable(value)]
     named = [name for name in plain if difflib.get_close_matches(name, words, 1, 0.85)]
     odd = [name for name in plain if is_odd(given[name], hints.get(name, Any))]
     return named or odd or plain

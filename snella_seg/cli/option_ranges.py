@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 
 from mmengine.registry import OPTIMIZERS
 
-#: How alike a name and a known one have to be for the one to be a slip of the pen.
-_ALIKE = 0.85
-
 
 class Range(NamedTuple):
     """How a range reads, and whether a value lies in it; None always does."""
@@ -32,13 +29,13 @@ def _one_of(*names: str) -> Range:
     return Range(f"one of {', '.join(names)}", lambda value: all(v in names for v in _many(value)))
 
 
-def _no_slip(says: str, known: Callable[[], Iterable[str]]) -> Range:
-    """Any name but one that is nearly a known one."""
+def _no_slip(says: str, known: Callable[[], Iterable[str]], alike: float = 0.85) -> Range:
+    """Any name but one that is nearly a known one; by case alone where ``alike`` is 1."""
 
     def holds(value: Any) -> bool:
-        alike = {str(name).lower() for name in known()}
+        lower = {str(name).lower() for name in known()}
         return not isinstance(value, str) or (
-            value in known() or not difflib.get_close_matches(value.lower(), alike, 1, _ALIKE)
+            value in known() or not difflib.get_close_matches(value.lower(), lower, 1, alike)
         )
 
     return Range(says, holds)
@@ -66,7 +63,9 @@ OF_CLASSES: dict[str, Range] = {
     "IoUMetric.iou_metrics": _one_of("mIoU", "mDice", "mFscore"),
     "IterBasedTrainLoop.val_interval": _POSITIVE,
     "EpochBasedTrainLoop.val_interval": _POSITIVE,
-    "CheckpointHook.save_best": _no_slip(f"auto or one of {', '.join(_METRICS)}", lambda: _METRICS),
+    "CheckpointHook.save_best": _no_slip(
+        f"auto or one of {', '.join(_METRICS)}", lambda: _METRICS, 1.0
+    ),
     "CheckpointHook.rule": _one_of("greater", "less"),
     "LogProcessor.window_size": _POSITIVE,
 }

@@ -201,6 +201,7 @@ log_processor.by_epcoh=False
 custom_imports=5
 prepare=math:nothing
 prepare=5
+optim_wrapper.optimizer.eps=-1
 """.split()
 
 #: What looks wrong and means something: no checkpoint but the last, a rate for those who dare,
