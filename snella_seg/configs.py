@@ -76,6 +76,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> "Con
         ValueError: when it cannot be read, has no model, or an option is a slip of the pen.
     """
     from mmengine.config import Config
+    from mmengine.utils import import_modules_from_strings
 
     path = Path(path)
     if not path.is_file():
@@ -101,6 +102,11 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> "Con
     if options:
         check_overrides(cfg, options)
         cfg.merge_from_dict(options)
+        imports = cfg.get("custom_imports")
+        if imports and any(key.startswith("custom_imports") for key in options):
+            if not isinstance(imports, dict):
+                raise ValueError(f"custom_imports must be a dict, got {imports!r}")
+            import_modules_from_strings(**imports)
     find_files(cfg, path.resolve().parent)
     return cfg
 

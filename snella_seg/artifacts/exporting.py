@@ -178,8 +178,10 @@ def _window(model: nn.Module, size, fixed, step: int) -> tuple[int, int]:
         )
     if size and fixed and tuple(size) != fixed:
         raise ValueError(f"this model takes images of {fixed[0]}x{fixed[1]} only: leave --size out")
-    if size and any(side % step for side in size):
-        raise ValueError(f"--size {size[0]} {size[1]}: height and width are multiples of {step}")
+    if size and any(side < 1 or side % step for side in size):
+        raise ValueError(
+            f"--size {size[0]} {size[1]}: height and width are positive multiples of {step}"
+        )
     usual = getattr(model.data_preprocessor, "size", None) or (512, 512)
     found = tuple(size or fixed or (usual if len(tuple(usual)) == 2 else (512, 512)))
     return tuple(max(side // step, 2) * step for side in found) if not (size or fixed) else found

@@ -2,17 +2,19 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
+from mmengine.runner import LogProcessor
 from torch.utils.data import DataLoader
 
 from ..configs import keys_at_top, type_name
 from ..layers.typed_options import describe_type
+from .option_ranges import OF_PLACES, range_of
 
 #: How alike a key and a known one have to be, of a class and at the top, where configs keep
 #: variables of their own. With less, some of mmseg's configs would be refused.
@@ -20,12 +22,15 @@ _ALIKE, _ALIKE_AT_TOP = 0.85, 0.92
 #: Parts of a config that need not name their class.
 _UNNAMED = {
     "optim_wrapper": OptimWrapper,
+    "log_processor": LogProcessor,
     **{f"{name}_dataloader": DataLoader for name in ("train", "val", "test")},
 }
 #: What parts of a config have to be that are looked into before anything is built.
 _SHAPES = {
     "model.backbone.adapter": (dict,),
     "model.backbone.method": (str, dict),
+    "model.train_cfg": (dict,),
+    "model.test_cfg": (dict,),
     "custom_hooks.*": (dict,),
     "default_hooks.*": (dict,),
     "optim_wrapper": (dict,),
@@ -40,14 +45,15 @@ def check_config(cfg: Config) -> None:
 
     What no class or tool knows is ignored at best, and what resembles nothing is let pass: configs
     keep variables of their own at the top, and classes take what they pass on. Text where a class
-    wants a number or a truth value is refused too, and so are sharded models.
+    wants a number or a truth value is refused too, and so are values out of range
+    (:mod:`snella_seg.cli.option_ranges`) and sharded models.
 
     Raises:
         ValueError: naming class, argument and the one that was probably meant; all slips in a line.
     """
     for path, kinds in _SHAPES.items():
         _refuse_other_shape(cfg, path.split("."), kinds)
-    slips = [*_top_slips(cfg)]
+    slips = [*_top_slips(cfg), *_places_out_of_range(cfg)]
     for path, node, kind in _typed_parts(cfg):
         slips += _argument_slips(path, node, kind)
     if slips:
@@ -96,6 +102,15 @@ def _top_slips(cfg: Config) -> Iterator[str]:
             yield f"no tool reads the key {key!r}, did you mean {meant!r}?"
 
 
+def _places_out_of_range(cfg: Config) -> Iterator[str]:
+    for path, wanted in OF_PLACES.items():
+        node: Any = cfg
+        for part in path.split("."):
+            node = node.get(part) if hasattr(node, "get") else None
+        if node is not None and not wanted.holds(node):
+            yield f"{path} must be {wanted.says}, got {node!r}"
+
+
 def _argument_slips(path: str, node: dict, kind: Any) -> Iterator[str]:
     candidates = list(_classes_of(kind))
     if not candidates:
@@ -112,6 +127,20 @@ def _argument_slips(path: str, node: dict, kind: Any) -> Iterator[str]:
         hints = [arguments[key] for arguments in taken if key in arguments]
         if hints and all(_is_text_for_a_number(value, hint) for hint in hints):
             yield f"{path}.{key} must be {describe_type(hints[0])}, got {value!r}"
+            continue
+        wanted = next(filter(None, (range_of(one, key) for one in candidates)), None)
+        if wanted and value is not None and not wanted.holds(value):
+            yield f"{path}.{key} must be {wanted.says}, got {value!r}"
+
+
+def is_odd(value: Any, hint: Any) -> bool:
+    """Whether a value asks for a class that nobody registered, or is one where several belong."""
+    if isinstance(value, dict):
+        return "type" in value and not any(_classes_of(value["type"]))
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain = [get_origin(member) or member for member in members if member is not type(None)]
+    several = all(inspect.isclass(one) and issubclass(one, Sequence) for one in plain)
+    return isinstance(value, (str, int, float)) and several and str not in plain
 
 
 def _is_text_for_a_number(value: Any, hint: Any) -> bool:

@@ -14,7 +14,7 @@ from ..configs import load_config
 from ..inject import base_state
 from ..models import build_segmentor, find_wrapper, task_state
 from .failures import plain_errors
-from .reading import require_suffix
+from .reading import refuse_without_adapters, require_suffix
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     require_suffix(args.out, ".safetensors")
     cfg = load_config(args.config)
+    refuse_without_adapters(cfg, args.checkpoint)
     untrained = build_segmentor(cfg)
     wrapper = find_wrapper(untrained)[1]
     if wrapper.base_source is None:

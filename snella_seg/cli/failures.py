@@ -1,10 +1,19 @@
 """How a tool ends when something is wrong: one line, exit status 1."""
 
+import difflib
 import functools
+import inspect
 import os
+import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
+
+#: How arguments are listed: long ones without their middle.
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 100
 
 
 def plain_errors(main: Callable[..., None]) -> Callable[..., None]:
@@ -41,9 +50,7 @@ def _line(error: Exception) -> str:
     if "Original Traceback" in str(error):  # of a dataloader's worker
         lines = lines[-1:]
     said = " ".join(line.strip() for line in lines)
-    part = _part_being_built(error) if _is_of_others(error) else None
-    if part:
-        said = f"{part} cannot be built as the config asks: {said}"
+    said = (_part_being_built(error, said) if _is_of_others(error) else "") + said
     if _can_be_mended(error):
         return said
     frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -58,10 +65,26 @@ def _is_of_others(error: Exception) -> bool:
     return bool(frames) and not str(frames[-1].f_globals.get("__name__")).startswith("snella_seg")
 
 
-def _part_being_built(error: Exception) -> str | None:
-    """The registered class in whose constructor an error arose, which a config asked for."""
-    kind = None
+def _part_being_built(error: Exception, said: str) -> str:
+    """The registered class in whose constructor an error arose, and its arguments in question."""
+    kind, given = None, {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "build_from_cfg":
-            kind = frame.f_locals.get("obj_cls")
-    return getattr(kind, "__name__", None)
+            kind, given = frame.f_locals.get("obj_cls"), frame.f_locals.get("args", {})
+    if not inspect.isclass(kind):
+        return ""
+    names = _in_question(kind, given, said)
+    listed = " ".join(", ".join(f"{n}={_SHORT.repr(given[n])}" for n in names).split())
+    return f"{kind.__name__} cannot be built as the config asks ({listed}): "
+
+
+def _in_question(kind: type, given: dict, said: str) -> list[str]:
+    """Arguments that an error speaks of, else those that look odd, else all."""
+    from .config_checks import accepted_arguments, is_odd  # of mmengine, which doctor does without
+
+    words = re.findall(r"\w+", said)
+    hints = accepted_arguments(kind)
+    plain = [name for name, value in given.items() if name != "params" and not callable(value)]
+    named = [name for name in plain if difflib.get_close_matches(name, words, 1, 0.85)]
+    odd = [name for name in plain if is_odd(given[name], hints.get(name, Any))]
+    return named or odd or plain

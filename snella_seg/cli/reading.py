@@ -16,10 +16,19 @@ from ..loading import CheckpointError, holds_adapters
 
 
 def run_preparation(cfg: Config) -> None:
-    """Run the function that a config names in ``prepare = 'module:function'``, if it does."""
-    if cfg.get("prepare"):
-        module, _, function = cfg.prepare.partition(":")
-        getattr(importlib.import_module(module), function)(cfg)
+    """Run the function that a config names in ``prepare = 'module:function'``, if it does.
+
+    Raises:
+        ValueError: when there is no such function.
+    """
+    if not cfg.get("prepare"):
+        return
+    try:
+        module, _, name = cfg.prepare.partition(":")
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"prepare={cfg.prepare!r} must be 'module:function': {error}") from error
+    function(cfg)
 
 
 #: Scope of a registry, or a class of mmseg that needs it -> module and how to install it.

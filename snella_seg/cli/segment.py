@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not 0 <= args.opacity <= 1:
         raise ValueError(f"--opacity must lie between 0 and 1, got {args.opacity}")
+    for name in ("crop", "stride"):
+        if any(side < 1 for side in getattr(args, name) or ()):
+            raise ValueError(f"--{name} must be two positive numbers, got {getattr(args, name)}")
     tasks = [name for name in args.inputs if name.endswith(".safetensors")]
     images = find_images([name for name in args.inputs if name not in tasks], beside=args.out)
     names = output_names(images)

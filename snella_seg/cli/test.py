@@ -9,8 +9,9 @@ from mmengine.runner import Runner
 
 from ..configs import load_config
 from ..loading import check_checkpoint
+from ..loading.files import make_folder
 from ..models.feature_maps import check_feature_maps
-from ..models.inference import refuse_other_heads
+from ..models.inference import refuse_lost_adapters, refuse_other_heads
 from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
@@ -80,8 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     check_config(cfg)
     check_datasets(cfg, "test_dataloader")
+    for folder in filter(None, (cfg.work_dir, args.out, args.show_dir)):
+        make_folder(folder)
     runner = Runner.from_cfg(cfg)
     refuse_other_heads(runner.model)
+    refuse_lost_adapters(runner.model)
     check_feature_maps(runner.model)
     runner.test()
     leave_process_group()

@@ -12,12 +12,12 @@ from ..configs import load_config
 from ..loading import check_checkpoint, latest_checkpoint
 from ..models.bands import check_bands
 from ..models.feature_maps import check_feature_maps
-from ..models.inference import refuse_other_heads
+from ..models.inference import refuse_lost_adapters, refuse_other_heads
 from .config_checks import check_config
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
-from .reading import check_hooks, run_preparation
+from .reading import check_hooks, refuse_without_adapters, run_preparation
 from .work_dir import locked, set_work_dir
 
 
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_checkpoint(args.resume, "checkpoint to resume from", resume=True)
     elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from, "checkpoint (load_from)")
+    if cfg.get("resume") and cfg.get("load_from"):
+        refuse_without_adapters(cfg, cfg.load_from)
     check_config(cfg)
     check_hooks(cfg)
     run_preparation(cfg)
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_bands(runner.model)
         if cfg.get("resume"):
             refuse_other_heads(runner.model)
+        refuse_lost_adapters(runner.model)
         check_feature_maps(runner.model)
         with naming_bad_files(runner):
             runner.train()

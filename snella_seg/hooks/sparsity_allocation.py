@@ -46,7 +46,8 @@ class SparsityAllocationHook(Hook):
         importance: ``'sensitivity'``, ``'magnitude'`` or ``'frobenius'``, see
             :class:`snella_seg.budget.ImportanceTracker`.
         min_density: share of its weights that every matrix keeps, so that a starved one can win
-            weights back; 0 is the published behaviour.
+            weights back; lowered evenly where the budget cannot pay for it. 0 is the published
+            behaviour.
         beta1, beta2: decay rates of importance and uncertainty.
         allocation: ``'competition'``, ``'uniform'`` (the budget is scheduled, but every matrix is
             as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the

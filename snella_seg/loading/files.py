@@ -169,6 +169,8 @@ def damage(path: str | os.PathLike) -> str | None:
         if not zipfile.is_zipfile(path):
             return "is cut short or not from torch.save"
         with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return f"is not from torch.save, but a zip archive of {archive.namelist()[:3]}"
             wrong = archive.testzip()
     except Exception as error:  # whatever damaged names, lengths and flags lead to
         return f"is damaged ({error})"
@@ -207,14 +209,16 @@ def _misfit(content: Any, resume: bool) -> str | None:
     """Why what a file holds is no checkpoint, or None."""
     if not isinstance(content, dict):
         return f"holds a {type(content).__name__} instead of a dict with a state_dict"
-    state = content.get("state_dict", content.get("model", content))
-    if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()):
+    state = _weights(content)
+    if state is None:
         return "holds no weights (its state_dict is empty or of another kind)"
     missing = [key for key in ("meta", "optimizer", "message_hub") if not content.get(key)]
-    if resume and missing:
+    other = [k for k in ("meta", "snella") if not isinstance(content.get(k) or {}, dict)]
+    if resume and (missing or other):
         return (
-            f"has no {' and no '.join(missing)}, so no run can go on from it; start a new one from "
-            "its weights by --cfg-options load_from=FILE"
+            f"has no {' and no '.join(missing or other)}{' that is a dict' * bool(other)}, so no "
+            "run can go on from it; start a new one from its weights by --cfg-options "
+            "load_from=FILE"
         )
     floats = (
         (n, v) for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()
@@ -225,12 +229,18 @@ def _misfit(content: Any, resume: bool) -> str | None:
     return None
 
 
+def _weights(content: dict) -> dict | None:
+    """The state dict of a checkpoint, which may be one itself; None where it has no tensor."""
+    state = content.get("state_dict", content.get("model", content))
+    held = isinstance(state, dict) and any(isinstance(v, torch.Tensor) for v in state.values())
+    return state if held else None
+
+
 def holds_adapters(path: str) -> bool | None:
     """Whether a checkpoint has adapters of ours; None where that cannot be told."""
     content = _content(path)
-    if not isinstance(content, dict):
-        return None
-    return any(is_adapter_key(str(name)) for name in content.get("state_dict", content))
+    state = _weights(content) if isinstance(content, dict) else None
+    return None if state is None else any(is_adapter_key(str(name)) for name in state)
 
 
 def _content(path: str | os.PathLike) -> Any:

@@ -17,6 +17,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from ..configs import replace_type, type_name
+from ..inject import is_adapter_key, list_adapters
 from ..loading import CheckpointError, check_checkpoint
 from .bands import check_bands, input_bands
 
@@ -27,11 +28,29 @@ def refuse_other_heads(model: nn.Module) -> None:
     mmengine passes over what does not fit, so a head of other classes would stay random. The
     auxiliary head may be missing: it serves in training only.
     """
+    _check_loads(model, _check_heads)
+
+
+def refuse_lost_adapters(model: nn.Module) -> None:
+    """Let a model without adapters refuse checkpoints with some, which mmengine would pass over."""
+    _check_loads(model, _check_adapters)
+
+
+def _check_loads(model: nn.Module, check: Callable) -> None:
+    """Let a function look at the state dicts that are loaded into a model."""
     while hasattr(model, "module"):  # DDP, test-time augmentation
         model = model.module
-    if not isinstance(model, nn.Module):  # FlexibleRunner builds it later, from its config
-        return
-    model._register_load_state_dict_pre_hook(_check_heads, with_module=True)
+    if isinstance(model, nn.Module):  # FlexibleRunner builds it later, from its config
+        model._register_load_state_dict_pre_hook(check, with_module=True)
+
+
+def _check_adapters(model: nn.Module, state_dict, prefix: str, *_) -> None:
+    lost = sum(is_adapter_key(name) for name in state_dict)
+    if lost and not list_adapters(model):
+        raise CheckpointError(
+            f"the checkpoint holds adapters ({lost} values) that this model has no place for: use "
+            "the config that it was trained with, or merge them into the weights (tools/merge.py)"
+        )
 
 
 def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
@@ -71,15 +90,17 @@ def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     init_default_scope(cfg.get("default_scope", "mmseg"))
     model = MODELS.build(cfg.model)
     check_bands(model)
-    meta = {}
+    meta = None
     if checkpoint is None:
         model.backbone.init_weights()
     else:
         check_checkpoint(checkpoint, "checkpoint")
         allow_logged_values()
         refuse_other_heads(model)
-        meta = load_checkpoint(model, checkpoint, map_location="cpu").get("meta", {})
-    model.cfg, model.dataset_meta = cfg, meta.get("dataset_meta")
+        refuse_lost_adapters(model)
+        meta = load_checkpoint(model, checkpoint, map_location="cpu").get("meta")
+    model.cfg = cfg
+    model.dataset_meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
     return model.eval()
 
 

@@ -317,6 +317,29 @@ def test_incomplete_base_weights(tool, derive, checkpoint, tmp_path):
     refused(outcome, "incomplete load of the frozen VisionTransformer", name, "trainable=[...]")
 
 
+BASES = {
+    "NaN": (lambda s: s["cls_token"].fill_(float("nan")), "holds NaN or infinity in cls_token"),
+    "infinite": (lambda s: s["cls_token"].fill_(float("inf")), "holds NaN or infinity in cls_to"),
+    "empty": (lambda s: s.clear(), "holds no weights; give a file of pretrained weights"),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_base_weights_that_cannot_be_meant(kind, suffix, tool, derive, checkpoint, tmp_path):
+    from safetensors.torch import save_file
+
+    change, message = BASES[kind]
+    base = checkpoint(change, part="backbone.backbone.")
+    if suffix == ".safetensors":
+        state = torch.load(base, weights_only=True)["state_dict"]
+        base = base.with_suffix(suffix)
+        save_file(state, base)
+    done = tool("train", derive(f"model = dict(pretrained='{base}')"), "--work-dir", tmp_path / "r")
+    refused(done, f"{base} {message}")
+    assert not list((tmp_path / "r").rglob("*.pth*"))
+
+
 def test_a_file_that_is_no_checkpoint(tool, tiny_config_file, checkpoint, tmp_path):
     (tmp_path / "text.pth").write_text("not a checkpoint")
     outcome = tool("test", tiny_config_file, tmp_path / "text.pth")

@@ -158,6 +158,8 @@ def test_the_frozen_reference_differs_in_adaptation_only(trainings):
     assert frozen["model"]["backbone"].pop("targets") == []
     assert frozen["custom_hooks"] == []
     main = cfg.to_dict()
+    methods = [one["model"]["backbone"].pop("method") for one in (frozen, main)]
+    assert methods == ["snella", "snella_v2"]  # without adapters both are the same
     assert "targets" not in main["model"]["backbone"]
     for key in ("model", "train_cfg", "optim_wrapper", "param_scheduler", "train_dataloader"):
         assert frozen[key] == main[key]
