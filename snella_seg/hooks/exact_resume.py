@@ -49,6 +49,8 @@ class ExactResumeHook(Hook):
         elif not isinstance(loop, EpochBasedTrainLoop):
             # Older mmengine has begun to draw, by workers that know nothing of seeds.
             stream, loader._iterator = type(loop.dataloader_iterator), None
+            if hasattr(loader.sampler, "_indices_of_rank"):  # dropping that has closed its indices
+                loader.sampler.indices = loader.sampler._indices_of_rank()
             loop.dataloader_iterator = stream(loader)
             self._sampler.start = _skipped_by_sampler(loop.dataloader_iterator, runner.iter)
 
