@@ -42,7 +42,7 @@ def test_a_work_dir_that_cannot_be_made(tool, tiny_config_file, tmp_path):
     (tmp_path / "file").write_text("")
     done = tool("train", tiny_config_file, "--work-dir", tmp_path / "file" / "run")
     assert done.code == 1 and done.err.strip().splitlines()[-1].startswith("error: ")
-    assert "is a file, where a folder is to be" in done.err
+    assert "is a file, where a folder is to be written to" in done.err
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tool, tiny_config_file, tmp_path, monkeypatch):
