@@ -199,7 +199,11 @@ def logits(model: nn.Module, image: str | None = None, size: int = 512) -> torch
 
 
 def allow_logged_values() -> None:
-    """Let torch's safe loading take the logged values that mmengine puts into checkpoints."""
+    """Let torch's safe loading take the logged values that mmengine puts into checkpoints.
+
+    Some builds of mmengine allow the same for the time of a load, and take back afterwards what
+    others had allowed, so this is called before each load of ours, too.
+    """
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         return  # torch < 2.6 has no need of it
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]

@@ -54,8 +54,7 @@ def prepare(cfg: Config) -> None:
         return
     if cfg.get("launcher", "none") != "none":
         raise ValueError("prepare the demo first: run it once in a single process, no --launcher")
-    if write_dataset(root / "scenes"):
-        _say(f"generated street scenes by day and by night in {root / 'scenes'}")
+    _make_scenes(root)
     if results.get("source_key") != source_key:
         results = _train_source(source, frozen.val_dataloader, root)
         results["source_key"] = source_key
@@ -82,8 +81,7 @@ def prepare_source(cfg: Config) -> None:
     """
     checkpoint = Path(cfg.model.backbone.init_cfg.checkpoint)
     root = checkpoint.parent
-    if write_dataset(root / "scenes"):
-        _say(f"generated street scenes by day and by night in {root / 'scenes'}")
+    _make_scenes(root)
     if checkpoint.is_file():
         return
     source = _quiet(Config(cfg.to_dict()), checkpoint.stem, root)
@@ -95,6 +93,11 @@ def prepare_source(cfg: Config) -> None:
         loader.dataset.data_root = str(root / "scenes" / "source")
     _say(f"training {checkpoint.name} on the day scenes, {source.train_cfg.max_iters} iterations")
     _say(f"mIoU {_train(source, checkpoint):.2f} by day")
+
+
+def _make_scenes(root: Path) -> None:
+    if write_dataset(root / "scenes"):
+        _say(f"generated street scenes by day and by night in {root / 'scenes'}")
 
 
 def _train_source(source: Config, night: dict, root: Path) -> dict:
