@@ -1,5 +1,6 @@
 """The embedded demo: its scenes, data set, configs and pictures. Nothing trains here."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 from snella_seg import own  # noqa: E402
 from snella_seg.lab.demo.dataset import DOMAINS, STAMP, write_dataset  # noqa: E402
 from snella_seg.lab.demo.demo_report import draw_overlays  # noqa: E402
-from snella_seg.lab.demo.prepare import prepare  # noqa: E402
+from snella_seg.lab.demo.prepare import prepare, prepare_source  # noqa: E402
 from snella_seg.lab.demo.scene import CLASSES, OTHER, PALETTE, SIZE, Scene  # noqa: E402
 from snella_seg.lab.demo.scenes import render  # noqa: E402
 
@@ -163,6 +164,22 @@ def test_the_frozen_reference_differs_in_adaptation_only(trainings):
     assert "targets" not in main["model"]["backbone"]
     for key in ("model", "train_cfg", "optim_wrapper", "param_scheduler", "train_dataloader"):
         assert frozen[key] == main[key]
+
+
+@pytest.mark.parametrize("width", [192, 768])
+def test_the_source_of_a_ground_is_the_stock_model_by_day(trainings, width):
+    cfg = Config.fromfile(own(f"grounds/scenes_{width}.py")[0])
+    prepare_source(cfg)
+    (source,) = trainings
+    backbone = source["model"]["backbone"]
+    assert backbone["type"] == "VisionTransformer" and backbone["embed_dims"] == width
+    assert source["custom_hooks"] == []
+    assert source["optim_wrapper"]["paramwise_cfg"]["backbone_lr"] == 0.1 / width
+    for loader in ("train_dataloader", "val_dataloader"):
+        assert source[loader]["dataset"]["data_root"] == "data/snella_demo/scenes/source"
+    Path(cfg.model.backbone.init_cfg.checkpoint).touch()
+    prepare_source(cfg)
+    assert len(trainings) == 1  # it is there
 
 
 def test_only_what_is_not_there_is_prepared(trainings):
