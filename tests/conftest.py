@@ -13,7 +13,10 @@ from helpers import ENDINGS, ROOT, run_tool, write_dataset, write_tiny_config
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """Two, here and in the tools that tests start; one where tests run side by side."""
+    count = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+    os.environ.setdefault("OMP_NUM_THREADS", count)
+    torch.set_num_threads(min(int(count), torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
