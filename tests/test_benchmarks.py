@@ -199,3 +199,28 @@ def test_another_run_adds_to_the_same_file(tmp_path):
         add(name, ms)
     text = (tmp_path / "step_cpu.md").read_text()
     assert "| a | 2.25 (1.00-3.00) |" in text and "| a | 2.50" in text and "2.00 (" not in text
+
+
+def test_comparisons_are_pooled_by_seed(tmp_path, capsys, monkeypatch):
+    import pooled
+
+    scores = {"day": ([3.0, 5.0], [2.0, 3.0]), "night": ([7.0, 8.0], [7.0, 9.0])}
+    for name, methods in scores.items():
+        runs = [
+            dict(method=method, seed=seed, mIoU=value)
+            for method, values in zip(("snella_v2", "lora"), methods, strict=True)
+            for seed, value in enumerate(values)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(json.dumps({"runs": runs}))
+    folders = [str(tmp_path / name) for name in scores]
+    monkeypatch.setattr(sys, "argv", ["pooled.py", *folders])
+    pooled.main()
+    out = capsys.readouterr().out
+    # differences 1, 2 and 0, -1; by seed .5 and .5
+    assert "| day | +1.50 | -4.85 to +7.85 | 2 |" in out
+    assert "| all, seeds as units | +0.50 | +0.50 to +0.50 | |" in out
+    monkeypatch.setattr(sys, "argv", ["pooled.py", *folders, "--methods", "snella_v2", "full"])
+    with pytest.raises(SystemExit):
+        pooled.main()
+    assert "full is none of its methods" in capsys.readouterr().err
