@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from .adapter import Adapter
     from .module import AdaptedModule
 
+#: The rows of a packed weight that a product is taken with: the first, and one beyond the last.
+Rows = tuple[int, int]
+
 _LAYERS: "weakref.WeakValueDictionary[int, AdaptedModule]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
-#: Shapes of the states of a layer's blocks, by handle and rows; None where there is no tensor.
-_SHAPES: dict[tuple[int, int, int], list[list[torch.Size | None]]] = {}
+#: Shapes of the states of a layer's blocks, by its rows; None where there is no tensor.
+_SHAPES: "weakref.WeakKeyDictionary[AdaptedModule, dict[Rows, list[list[torch.Size | None]]]]"
+_SHAPES = weakref.WeakKeyDictionary()
 
 
 def enter(layer: "AdaptedModule") -> int:
@@ -151,17 +155,18 @@ def _length(rows: int, columns: int) -> int:
     return 2 + rows + 2 * columns
 
 
-def _pack(states: Sequence[State], key: tuple[int, int, int], size: int) -> Tensor:
+def _pack(states: Sequence[State], layer: int, rows: Rows, size: int) -> Tensor:
     """All states in one tensor (size,), but the columns that have a gradient: all of them do."""
     whole = [[t if t is not None and t.is_floating_point() else None for t in s] for s in states]
-    _SHAPES[key] = [[None if t is None else t.shape for t in state] for state in whole]
+    shapes = [[None if t is None else t.shape for t in state] for state in whole]
+    _SHAPES.setdefault(_LAYERS[layer], {})[rows] = shapes
     packed = torch.cat([t.flatten() for t in flat(whole) if t is not None])
     return torch.cat([packed, packed.new_zeros(size - len(packed))])
 
 
-def _unpack(packed: Tensor, key: tuple[int, int, int]) -> list[State]:
+def _unpack(packed: Tensor, layer: int, rows: Rows) -> list[State]:
     at, states = 0, []
-    for shapes in _SHAPES[key]:
+    for shapes in _SHAPES[_LAYERS[layer]][rows]:
         state: list[Tensor | None] = []
         for shape in shapes:
             size = 0 if shape is None else shape.numel()
@@ -205,8 +210,8 @@ if hasattr(torch.library, "custom_op"):
             y, _, states = forward_product(
                 x, weight, bias, _call(layer, params, start, stop, weight)
             )
-        key = (layer, start, stop)
-        return y.contiguous(), _pack(states, key, _state_size(params))
+        size = _state_size(params)
+        return y.contiguous(), _pack(states, layer, (start, stop), size)
 
     @_product.register_fake
     def _(x, weight, bias, params, layer, start, stop, live, dtype):  # type: ignore[no-untyped-def]
@@ -236,7 +241,7 @@ if hasattr(torch.library, "custom_op"):
                 MadeBlock(block, kept, tuple(need))
                 for block, kept, need in zip(
                     call.blocks,
-                    _unpack(state, (layer, start, stop)),
+                    _unpack(state, layer, (start, stop)),
                     grouped(needs[3:], lengths),
                     strict=True,
                 )

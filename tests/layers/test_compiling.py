@@ -1,6 +1,7 @@
 """Adapted layers under torch.compile and torch.export: the results without, and whole graphs."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snella_seg.inject import add_adapters
-from snella_seg.layers import enable_recompute
+from snella_seg.layers import compiling, enable_recompute
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.library, "custom_op"), reason="needs torch 2.4 or newer"
@@ -161,3 +162,17 @@ def test_export_holds_operators_of_torch_alone(name, tmp_path):
             module.adapters_enabled = False
     with torch.no_grad():
         assert not torch.allclose(disabled(x), loaded(x), atol=1e-4)  # the deltas do something
+
+
+def test_a_layer_that_is_gone_leaves_nothing_behind():
+    def used() -> None:
+        model = make_model()
+        step(torch.compile(model, backend="eager"), model)
+        assert len(compiling._SHAPES) > before
+
+    gc.collect()
+    before = len(compiling._SHAPES)
+    used()
+    torch._dynamo.reset()
+    gc.collect()
+    assert len(compiling._SHAPES) == before
