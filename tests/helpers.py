@@ -42,6 +42,19 @@ def write_tiny_config(folder: Path, dataset: Path) -> Path:
     return path
 
 
+def save_base(config: Path, path: Path, seed: int = 1) -> Path:
+    """Write weights for the backbone that a config wraps, drawn by a seed."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    init_default_scope("mmseg")
+    torch.manual_seed(seed)
+    torch.save(MODELS.build(Config.fromfile(config).model.backbone.backbone).state_dict(), path)
+    return path
+
+
 #: How the bad inputs that were tried in this run of tests have ended -> how many of them.
 ENDINGS: Counter[str] = Counter()
 ONE_LINE = "one clear line"

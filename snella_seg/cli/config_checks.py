@@ -89,8 +89,8 @@ def _refuse_sharding(cfg: Config) -> None:
         if any(word in kind for word in _SHARDING):
             raise ValueError(
                 f"{part} asks for {kind}, which shards parameters; adapters and their competition "
-                "need whole ones: leave it out and use MMDistributedDataParallel (--launcher). The "
-                "base is frozen, so it has neither gradients nor optimizer states to shard"
+                "need whole ones: leave it out (--launcher then uses MMDistributedDataParallel), "
+                "or shard the frozen base by model_wrapper_cfg=dict(type='SnellaFullyShard')"
             )
 
 

@@ -32,14 +32,15 @@ def _use_gloo(cfg: Config, launcher: str) -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     asked = type_name(cfg.get("model_wrapper_cfg") or {}) or "MMDistributedDataParallel"
-    if asked != "MMDistributedDataParallel":
+    if asked not in ("MMDistributedDataParallel", "SnellaFullyShard"):
         raise ValueError(
             f"model_wrapper_cfg asks for {asked}, which needs GPUs; without one leave it out, and "
-            "processes work by MMDistributedDataParallel"
+            "processes work by MMDistributedDataParallel, or set its type to SnellaFullyShard to "
+            "shard the frozen base"
         )
     cfg.setdefault("env_cfg", {}).update(dist_cfg=dict(backend="gloo"))
     cfg.model_wrapper_cfg = dict(
-        type="MMDistributedDataParallel",
+        type=asked,
         device_ids=None,
         find_unused_parameters=cfg.get("find_unused_parameters", False),
     )

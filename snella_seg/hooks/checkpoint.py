@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..layers.typed_options import typed_options
 from ..loading.files import ATOMIC, atomic_write, remove_partials
-from ..models import strip_frozen
+from ..models import strip_frozen, whole_state
 from .exact_resume import ExactResumeHook
 from .of_runner import plain_model
 from .stop_signals import StopSignals
@@ -132,17 +132,18 @@ class SnellaCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        with whole_state(runner.model):
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
         if not is_main_process():
             return
         with atomic_write(Path(runner.work_dir) / "last_checkpoint") as partial:
@@ -157,7 +158,8 @@ class SnellaCheckpointHook(CheckpointHook):
             return
         before = self._best_paths()
         self._set_best_paths(dict.fromkeys(before))  # nothing to remove yet
-        super()._save_best_checkpoint(runner, metrics)
+        with whole_state(runner.model):
+            super()._save_best_checkpoint(runner, metrics)
         after = self._best_paths()
         self._set_best_paths({key: after[key] or before[key] for key in before})
         for key, old in before.items():
@@ -166,7 +168,9 @@ class SnellaCheckpointHook(CheckpointHook):
 
     def _refuse_to_save(self, runner) -> bool:
         """Whether the model is beyond use; then older checkpoints are all that there is."""
-        bad = not_finite(plain_model(runner))
+        found = [not_finite(plain_model(runner))]
+        broadcast_object_list(found)  # running statistics differ, but all have to do the same
+        bad = found[0]
         if bad:
             runner.logger.error(
                 f"no checkpoint is written at iteration {runner.iter + 1}, and none removed: "

@@ -16,6 +16,7 @@ from .epochs import images_per_iteration, iterations_per_epoch
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
 from .of_runner import optim_wrappers, plain_model
+from .sharding import check_sharding
 
 
 @HOOKS.register_module()
@@ -103,7 +104,7 @@ class SparsityAllocationHook(Hook):
                 runner.register_hook(kind())
 
     def before_train(self, runner) -> None:
-        _refuse_sharded(runner.model)
+        check_sharding(runner)
         if runner.iter > runner.max_iters:
             raise ValueError(
                 f"the checkpoint is of iteration {runner.iter}, the run ends at "
@@ -267,21 +268,6 @@ class SparsityAllocationHook(Hook):
         warning = self.guard.check(norms)
         if warning is not None:
             runner.logger.warning(warning)
-
-
-def _refuse_sharded(model) -> None:
-    """Refuse wrappers that cut parameters into pieces, in which adapters are not found.
-
-    Raises:
-        ValueError: naming the wrapper and what works.
-    """
-    for kind in type(model).__mro__:
-        if kind.__name__ in ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"):
-            raise ValueError(
-                f"{type(model).__name__} shards parameters, which adapters and their competition "
-                "do not know: use MMDistributedDataParallel. The base is frozen, so it needs "
-                "neither gradients nor optimizer states, which are what sharding saves"
-            )
 
 
 def _method_of(model) -> tuple[str, Method]:

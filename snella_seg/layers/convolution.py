@@ -29,7 +29,7 @@ class AdaptedConv2d(AdaptedModule):
     @property
     def weight(self) -> Tensor:
         """The effective weight, (out, in, 1, 1)."""
-        if not self.adapters_enabled or not self.adapters:
+        if not self.adapters_enabled or not self.adapters or self.is_sharded:
             return self.base_parameter
         return self.effective_weight()[..., None, None]
 

@@ -86,6 +86,14 @@ class AdaptedModule(nn.Module):
         parameter = self.base_parameter
         return parameter if parameter.ndim == 2 else parameter.flatten(1)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds a share of the weight now, by torch's ``fully_shard``.
+
+        That looks its parameters up by name, so the weight then reads as what it is.
+        """
+        return hasattr(self.base_parameter, "full_tensor")
+
     def delta_blocks(self, start: int = 0, stop: int | None = None) -> list[DeltaBlock]:
         """The deltas within the rows ``start:stop`` of the weight, counted from ``start``.
 
@@ -200,6 +208,8 @@ class AdaptedModule(nn.Module):
             return self.base_weight
         if torch.compiler.is_compiling():
             return compiling.effective_weight(self)
+        if self.is_sharded:
+            return self.base_parameter
         if not self.live:
             return self._cached("weight", self._merge)
         version = (self._seen(), torch.is_grad_enabled())

@@ -8,6 +8,7 @@ from .backbone import SnellaBackbone  # noqa: E402
 from .calibration import CalibrationMetric  # noqa: E402
 from .class_iou import ClassIoUMetric  # noqa: E402
 from .describe import BackboneFacts, describe_backbone  # noqa: E402
+from .fully_shard import SnellaFullyShard, whole_state  # noqa: E402
 from .inference import build_segmentor, load_image, logits  # noqa: E402
 from .linear_head import LinearHead  # noqa: E402
 from .task_state import find_wrapper, find_wrappers, strip_frozen, task_state  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "ClassIoUMetric",
     "LinearHead",
     "SnellaBackbone",
+    "SnellaFullyShard",
     "build_segmentor",
     "describe_backbone",
     "find_wrapper",
@@ -26,4 +28,5 @@ __all__ = [
     "logits",
     "strip_frozen",
     "task_state",
+    "whole_state",
 ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import ROOT, run_tool, write_tiny_config
+from helpers import ROOT, run_tool, save_base, write_tiny_config
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.registry import init_default_scope
@@ -21,13 +21,6 @@ from snella_seg.hooks import SnellaCheckpointHook
 from snella_seg.loading import CheckpointError, latest_checkpoint
 from snella_seg.loading.files import ATOMIC, atomic_write
 from snella_seg.loading.header import HEADER
-
-
-def save_base(config: Path, path: Path, seed: int = 1) -> Path:
-    init_default_scope("mmseg")
-    torch.manual_seed(seed)
-    torch.save(MODELS.build(Config.fromfile(config).model.backbone.backbone).state_dict(), path)
-    return path
 
 
 def write_config(folder: Path, tiny: Path) -> Path:

@@ -14,7 +14,6 @@ from torch import nn
 import snella_seg.register  # noqa: F401
 from snella_seg.budget.importances import ImportanceTracker
 from snella_seg.functional import budget_schedule
-from snella_seg.hooks.sparsity_allocation import _refuse_sharded
 from snella_seg.inject import add_adapters, freeze_base, list_adapters
 
 SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
@@ -310,10 +309,3 @@ def test_a_budget_does_not_grow_after_resuming(tmp_path, change, said):
     assert budgets[-1] == round((1 - options["target_sparsity"]) * sum((8 * 24, 24 * 16)))
     assert said in next(iter(sorted(tmp_path.glob("*/*.log"))[::-1])).read_text()
     assert runner.iter == options["max_iters"]
-
-
-@pytest.mark.parametrize("name", ["FullyShardedDataParallel", "DeepSpeedEngine"])
-def test_sharded_models_are_refused(name):
-    wrapper = type("MMWrapper", (type(name, (nn.Module,), {}),), {})
-    with pytest.raises(ValueError, match="MMWrapper shards parameters.*MMDistributedDataParallel"):
-        _refuse_sharded(wrapper())

@@ -1,0 +1,119 @@
+"""Two processes that share a frozen base, against two that hold it whole each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, history, same_metrics, save_base, scores_of, write_tiny_config
+
+CONFIG = """
+_base_ = './tiny.py'
+model = dict(backbone=dict(base_checkpoint='BASE'))
+model_wrapper_cfg = dict(type="SnellaFullyShard")
+default_hooks = dict(checkpoint=dict(type="SnellaCheckpointHook", interval=3, save_best="mIoU"))
+train_cfg = dict(max_iters=6, val_interval=3)
+"""
+RECORDED = """
+_base_ = './config.py'
+custom_hooks = [
+    dict(type="SparsityAllocationHook", target_sparsity=0.5, interval=2),
+    dict(type="SaveRank"),
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_dataset) -> Path:
+    """Folder of four runs: by DDP, sharded, resumed from its middle, in mixed precision."""
+    folder = tmp_path_factory.mktemp("sharded")
+    tiny = write_tiny_config(folder, tiny_dataset)
+    base = save_base(tiny, folder / "base.pth")
+    (folder / "config.py").write_text(CONFIG.replace("BASE", base.as_posix()))
+    recorded = folder / "recorded.py"
+    recorded.write_text(RECORDED)
+    whole = "default_hooks.checkpoint.slim=False"
+    asked = {
+        "ddp": ["--cfg-options", "model_wrapper_cfg.type=MMDistributedDataParallel"],
+        "sharded": [],
+        "resumed": ["--resume", str(folder / "sharded/iter_3.pth"), "--cfg-options", whole],
+        "amp": ["--amp", "--cfg-options", "train_cfg.max_iters=3"],
+    }
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, *launch, ROOT / "tests/cli/sharded_runs.py", recorded, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    print(done.stdout, done.stderr, sep="\n")
+    assert done.returncode == 0
+    return folder
+
+
+def ranks_of(run: Path) -> list[dict]:
+    return [torch.load(run / f"rank{rank}.pth") for rank in range(2)]
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_sharded_base_trains_as_a_whole_one(runs):
+    for whole, sharded in zip(ranks_of(runs / "ddp"), ranks_of(runs / "sharded"), strict=True):
+        assert sharded["losses"] == whole["losses"]
+        assert same(sharded["task"], whole["task"]) and same(sharded["sparsity"], whole["sparsity"])
+    assert history(runs / "sharded") == history(runs / "ddp")
+    assert len(history(runs / "ddp")) == 3
+
+
+def test_each_process_holds_half_of_the_base(runs):
+    for whole, sharded in zip(ranks_of(runs / "ddp"), ranks_of(runs / "sharded"), strict=True):
+        assert len(sharded["frozen"]) == 6  # after every step, validations in between
+        assert {2 * held for held in sharded["frozen"]} == set(whole["frozen"])
+        assert set(sharded["unaccounted"]) == {0}
+
+
+@pytest.mark.parametrize("name", ["iter_3.pth", "iter_6.pth"])
+def test_checkpoints_are_plain(name, runs):
+    states = [
+        torch.load(runs / run / name, weights_only=False)["state_dict"]
+        for run in ("ddp", "sharded")
+    ]
+    assert same(*states)
+    assert all(type(value) is torch.Tensor for value in states[1].values())
+
+
+def test_a_resumed_run_ends_alike_and_saves_the_base_if_asked(runs):
+    for unbroken, resumed in zip(
+        ranks_of(runs / "sharded"), ranks_of(runs / "resumed"), strict=True
+    ):
+        assert resumed["losses"] == unbroken["losses"][3:]
+        assert same(resumed["task"], unbroken["task"])
+    state = torch.load(runs / "resumed/iter_6.pth", weights_only=False)["state_dict"]
+    base = torch.load(runs / "base.pth")
+    frozen = {n: v for n, v in base.items() if n != "cls_token"}
+    assert len(frozen) > 20
+    assert all(torch.equal(state[f"backbone.backbone.{n}"], v) for n, v in frozen.items())
+
+
+def test_one_process_tests_and_merges_what_two_have_trained(runs, tool, tmp_path):
+    scores = []
+    for run in ("ddp", "resumed"):
+        checkpoint, found = runs / run / "iter_6.pth", tmp_path / run
+        assert tool("test", runs / "config.py", checkpoint, "--work-dir", found).code == 0
+        scores.append(scores_of(found))
+    assert same_metrics(*scores)
+    checkpoint = runs / "sharded/iter_6.pth"
+    assert tool("merge", runs / "config.py", checkpoint, tmp_path / "merged").code == 0
+
+
+def test_mixed_precision_trains_by_shares(runs):
+    for whole, low in zip(ranks_of(runs / "ddp"), ranks_of(runs / "amp"), strict=True):
+        assert low["losses"] != whole["losses"][:3]
+        assert low["losses"] == pytest.approx(whole["losses"][:3], rel=0.1)
