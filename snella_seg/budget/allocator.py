@@ -25,7 +25,8 @@ class SparsityAllocator:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
         mode: ``'competition'``, ``'uniform'`` or ``'fixed'``, see
             :class:`snella_seg.inject.Method`.
-        warmup_epochs, final_epochs: see :func:`snella_seg.functional.budget_schedule`.
+        schedule, warmup_epochs, final_epochs: see
+            :func:`snella_seg.functional.budget_schedule`.
         importance, beta1, beta2: see :class:`ImportanceTracker`.
         min_density: share of its weights that every matrix keeps.
 
@@ -44,6 +45,7 @@ class SparsityAllocator:
         total_epochs: int,
         target_sparsity: float = 0.8,
         mode: str = "competition",
+        schedule: str = "cubic",
         warmup_epochs: int = 0,
         final_epochs: int = 1,
         importance: str = "sensitivity",
@@ -57,7 +59,7 @@ class SparsityAllocator:
         self.adapters = list(self.tracker.adapters.values())
         self.sizes = [adapter.size for adapter in self.adapters]
         self.mode, self.min_density = mode, min_density
-        self.total_epochs = total_epochs
+        self.total_epochs, self.schedule = total_epochs, schedule
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.initial_budget = self.in_force
         self.target_budget = round((1.0 - target_sparsity) * sum(self.sizes))
@@ -76,6 +78,7 @@ class SparsityAllocator:
             self.target_budget,
             self.warmup_epochs,
             self.final_epochs,
+            self.schedule,
         )
 
     @property

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
+from ..functional import SCHEDULES
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 from ..layers.typed_options import typed_options
@@ -24,7 +25,7 @@ class SparsityAllocationHook(Hook):
 
     Importances are taken just before each optimizer step, where gradients are unscaled, summed
     over accumulation and reduced over ranks. The budget falls from what the adapters start with
-    to ``1 - target_sparsity`` of all weights, on a cubic curve
+    to ``1 - target_sparsity`` of all weights, on a curve
     (:func:`snella_seg.functional.budget_schedule`), and is split by
     :func:`snella_seg.functional.allocate_budget`; :class:`snella_seg.budget.SparsityAllocator` does
     the work, this hook says when.
@@ -40,6 +41,8 @@ class SparsityAllocationHook(Hook):
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
         interval: iterations between reallocations; None for one epoch.
+        schedule: the curve on which the budget falls: ``'cubic'``, as published, ``'late'``, slow
+            at first, or ``'dense_first_half'``, see :data:`snella_seg.functional.SCHEDULES`.
         warmup_epochs: intervals that keep the initial budget.
         final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
             the published schedule, which ends just above.
@@ -64,6 +67,7 @@ class SparsityAllocationHook(Hook):
         self,
         target_sparsity: float = 0.8,
         interval: int | None = None,
+        schedule: str = "cubic",
         warmup_epochs: int = 0,
         final_epochs: int = 1,
         importance: str = "sensitivity",
@@ -72,10 +76,12 @@ class SparsityAllocationHook(Hook):
         beta2: float = 0.85,
         allocation: str | None = None,
     ) -> None:
-        if allocation is not None and allocation not in ALLOCATIONS:
-            raise ValueError(
-                f"unknown allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
-            )
+        for name, value, known in (
+            ("allocation", allocation or ALLOCATIONS[0], ALLOCATIONS),
+            ("schedule", schedule, SCHEDULES),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         for name, value in (("target_sparsity", target_sparsity), ("min_density", min_density)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
@@ -87,6 +93,7 @@ class SparsityAllocationHook(Hook):
                 f"{final_epochs}"
             )
         self.target_sparsity, self.interval = target_sparsity, interval
+        self.schedule = schedule
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.min_density, self.allocation = min_density, allocation
         self.importance = dict(importance=importance, beta1=beta1, beta2=beta2)
@@ -123,6 +130,7 @@ class SparsityAllocationHook(Hook):
             total_epochs=math.ceil(runner.max_iters / self.period),
             target_sparsity=self.target_sparsity,
             mode=self.mode,
+            schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
             final_epochs=self.final_epochs,
             min_density=self.min_density,
@@ -217,12 +225,13 @@ class SparsityAllocationHook(Hook):
                 "schedule": self._schedule(runner),
             }
 
-    def _schedule(self, runner) -> dict[str, int | None]:
+    def _schedule(self, runner) -> dict[str, int | str | None]:
         """What the budgets to come depend on, for comparison when the run is resumed."""
         return {
             "iterations": runner.max_iters,
             "iterations between reallocations": self.period,
             "target budget": self.allocator.target_budget,
+            "curve": self.schedule,
             "images an iteration": images_per_iteration(runner),
         }
 

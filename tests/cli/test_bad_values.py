@@ -137,6 +137,7 @@ custom_hooks.0.target_sparsity=-0.5
 custom_hooks.0.target_sparsity=most
 custom_hooks.0.interval=-2
 custom_hooks.0.interval=2.5
+custom_hooks.0.schedule=quartic
 custom_hooks.0.warmup_epochs=-1
 custom_hooks.0.final_epochs=-1
 custom_hooks.0.min_density=1

@@ -129,6 +129,14 @@ def test_warmup_and_initial_sparsity(tmp_path):
     assert budgets[:3] == [288] * 3 and budgets[3] < 288 and budgets[-1] == 144
 
 
+@pytest.mark.parametrize("schedule", ["late", "dense_first_half"])
+def test_another_schedule(tmp_path, schedule):
+    train(tmp_path, target_sparsity=0.75, schedule=schedule)
+    expected = [budget_schedule(e, 6, 576, 144, 0, 1, schedule) for e in range(6)]
+    assert [line["budget"] for line in history(tmp_path)] == expected
+    assert expected[2] > budget_schedule(2, 6, 576, 144, 0, 1)
+
+
 def test_gradient_accumulation_counts_updates(tmp_path, monkeypatch):
     updates = []
 
@@ -255,6 +263,7 @@ def test_a_run_that_is_stopped_early_says_what_happened(tmp_path):
         (dict(min_density=-0.1), "min_density must lie"),
         (dict(interval=0), "interval must be"),
         (dict(final_epochs=-1), "must not be negative"),
+        (dict(schedule="quartic"), "unknown schedule 'quartic'; choose one of cubic, late, dense_"),
         (dict(importance="gradient"), "sensitivity, magnitude, frobenius"),
         (dict(beta1=2.0), "beta1 must lie"),
         (dict(warmup_epochs=5), "shorter than its warm-up"),
@@ -295,6 +304,7 @@ def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
         (dict(max_iters=30), "iterations 18 -> 30"),
         (dict(interval=1), "iterations between reallocations 3 -> 1"),
         (dict(target_sparsity=0.9), "target budget"),
+        (dict(schedule="late"), "curve cubic -> late"),
     ],
 )
 def test_a_budget_does_not_grow_after_resuming(tmp_path, change, said):
