@@ -3,7 +3,7 @@
 torch and numpy only, no state. :mod:`snella_seg.engine` computes the same quickly.
 """
 
-from .allocation import allocate_budget
+from .allocation import allocate_budget, moved_share
 from .delta import DeltaRule
 from .importance import ema_importance, ema_importance_, importance_score
 from .kernels import (
@@ -33,6 +33,7 @@ __all__ = [
     "importance_score",
     "linear_kernel",
     "mixed_kernel",
+    "moved_share",
     "quantile_threshold",
     "register_kernel",
     "register_sparsifier",

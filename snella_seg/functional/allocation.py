@@ -48,6 +48,19 @@ def allocate_budget(
     return shares
 
 
+def moved_share(shares: ArrayLike, others: ArrayLike) -> float:
+    """Share of a budget that changes matrices from one way of sharing it to another, in [0, 1].
+
+    ``sum |v_l - w_l| / (2 V)``, the churn between matrices. A rank correlation of the scores would
+    count swaps of near-equal, tiny or full matrices, by which hardly a weight moves.
+
+    Args:
+        shares, others: weights of each matrix, shape (L,), of the same sum V; 0 where that is 0.
+    """
+    first, second = (np.asarray(given, dtype=np.int64) for given in (shares, others))
+    return float(np.abs(first - second).sum() / max(1, 2 * first.sum()))
+
+
 def _checked(
     given_scores: ArrayLike, given_sizes: ArrayLike, budget: int, min_density: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:

@@ -16,7 +16,7 @@ from ..layers.typed_options import typed_options
 from .epochs import images_per_iteration, iterations_per_epoch
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
-from .of_runner import optim_wrappers, plain_model
+from .of_runner import optim_wrappers, plain_model, refuse_sharded
 
 
 @HOOKS.register_module()
@@ -29,6 +29,10 @@ class SparsityAllocationHook(Hook):
     (:func:`snella_seg.functional.budget_schedule`), and is split by
     :func:`snella_seg.functional.allocate_budget`; :class:`snella_seg.budget.SparsityAllocator` does
     the work, this hook says when.
+
+    With ``reallocate='when_due'`` the budget falls as scheduled all the same, but is shared by the
+    scores of the last time until those of now would move more than ``due_at`` of it between
+    matrices (:func:`snella_seg.functional.moved_share`).
 
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
@@ -43,6 +47,9 @@ class SparsityAllocationHook(Hook):
         interval: iterations between reallocations; None for one epoch.
         schedule: the curve on which the budget falls: ``'cubic'``, as published, ``'late'``, slow
             at first, or ``'dense_first_half'``, see :data:`snella_seg.functional.SCHEDULES`.
+        reallocate: ``'always'``, at each interval, or ``'when_due'``; has no effect where matrices
+            do not compete.
+        due_at: share of the budget, in [0, 1], that must move for a reallocation to be due.
         warmup_epochs: intervals that keep the initial budget.
         final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
             the published schedule, which ends just above.
@@ -68,6 +75,8 @@ class SparsityAllocationHook(Hook):
         target_sparsity: float = 0.8,
         interval: int | None = None,
         schedule: str = "cubic",
+        reallocate: str = "always",
+        due_at: float = 0.1,
         warmup_epochs: int = 0,
         final_epochs: int = 1,
         importance: str = "sensitivity",
@@ -79,12 +88,15 @@ class SparsityAllocationHook(Hook):
         for name, value, known in (
             ("allocation", allocation or ALLOCATIONS[0], ALLOCATIONS),
             ("schedule", schedule, SCHEDULES),
+            ("reallocate", reallocate, ("always", "when_due")),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         for name, value in (("target_sparsity", target_sparsity), ("min_density", min_density)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        if not 0.0 <= due_at <= 1.0:
+            raise ValueError(f"due_at must lie in [0, 1], got {due_at}")
         if interval is not None and (interval != int(interval) or interval < 1):
             raise ValueError(f"interval must be a positive number of iterations, got {interval}")
         if warmup_epochs < 0 or final_epochs < 0:
@@ -94,6 +106,7 @@ class SparsityAllocationHook(Hook):
             )
         self.target_sparsity, self.interval = target_sparsity, interval
         self.schedule = schedule
+        self.due_at = due_at if reallocate == "when_due" else None
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.min_density, self.allocation = min_density, allocation
         self.importance = dict(importance=importance, beta1=beta1, beta2=beta2)
@@ -110,7 +123,7 @@ class SparsityAllocationHook(Hook):
                 runner.register_hook(kind())
 
     def before_train(self, runner) -> None:
-        _refuse_sharded(runner.model)
+        refuse_sharded(runner.model)
         if runner.iter > runner.max_iters:
             raise ValueError(
                 f"the checkpoint is of iteration {runner.iter}, the run ends at "
@@ -134,6 +147,7 @@ class SparsityAllocationHook(Hook):
             warmup_epochs=self.warmup_epochs,
             final_epochs=self.final_epochs,
             min_density=self.min_density,
+            due_at=self.due_at,
             **self.importance,
         )
         self.guard = SizeGuard(model)
@@ -149,7 +163,7 @@ class SparsityAllocationHook(Hook):
             start_history(Path(runner.work_dir), runner.iter)
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
-            self._record(runner, 0, 0, None)
+            self._record(runner, 0, 0)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1
@@ -183,8 +197,8 @@ class SparsityAllocationHook(Hook):
 
     def reallocate(self, runner, epoch: int) -> None:
         """Let the matrices compete for the budget of ``epoch``."""
-        scores = self.allocator.reallocate(epoch, broadcast)
-        self._record(runner, epoch, runner.iter + 1, scores)
+        due = self.allocator.reallocate(epoch, broadcast)
+        self._record(runner, epoch, runner.iter + 1, due)
 
     def _refuse_a_run_without(self, runner) -> None:
         """Refuse a run that ends before its first reallocation, while nothing is lost yet."""
@@ -255,9 +269,9 @@ class SparsityAllocationHook(Hook):
                 + (", and grows, as asked for" if target > in_force else ", and does not grow")
             )
 
-    def _record(self, runner, epoch: int, step: int, scores: list[float] | None) -> None:
+    def _record(self, runner, epoch: int, step: int, due: bool = True) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
-        record = self.allocator.record(epoch, step, scores)
+        record = self.allocator.record(epoch, step, due)
         scalars = self.allocator.scalars(record)
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=step)
@@ -267,30 +281,23 @@ class SparsityAllocationHook(Hook):
             f"SNELLA budget of epoch {epoch}: {record['budget']} of {sum(self.allocator.sizes)} "
             "delta weights; sparsity "
             + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
+            + self._due_text(record)
         )
         if is_main_process():
             append_line(Path(runner.work_dir), record)
         self._warn_of_size(runner, record["norm"])
 
+    def _due_text(self, record: dict) -> str:
+        """What became of ``reallocate='when_due'``, for the log."""
+        if self.due_at is None or record["moved"] is None:
+            return ""
+        done = "competed anew" if record["due"] else "shared as before, no reallocation is due"
+        return f"; {record['moved']:.1%} of it would move: {done}"
+
     def _warn_of_size(self, runner, norms: dict[str, float]) -> None:
         warning = self.guard.check(norms)
         if warning is not None:
             runner.logger.warning(warning)
-
-
-def _refuse_sharded(model) -> None:
-    """Refuse wrappers that cut parameters into pieces, in which adapters are not found.
-
-    Raises:
-        ValueError: naming the wrapper and what works.
-    """
-    for kind in type(model).__mro__:
-        if kind.__name__ in ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"):
-            raise ValueError(
-                f"{type(model).__name__} shards parameters, which adapters and their competition "
-                "do not know: use MMDistributedDataParallel. The base is frozen, so it needs "
-                "neither gradients nor optimizer states, which are what sharding saves"
-            )
 
 
 def _method_of(model) -> tuple[str, Method]:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snella_seg.functional import SCHEDULES, allocate_budget, budget_schedule
+from snella_seg.functional import SCHEDULES, allocate_budget, budget_schedule, moved_share
 
 scores_of = st.one_of(
     st.floats(0, 1e6), st.just(0.0), st.just(float("nan")), st.just(float("inf")), st.just(1e-300)
@@ -85,6 +85,12 @@ def test_infinite_scores_come_first():
 def test_invalid_arguments_say_why(arguments, message):
     with pytest.raises(ValueError, match=message):
         allocate_budget(*arguments)
+
+
+def test_the_moved_share_is_that_of_weights_which_change_matrices():
+    assert moved_share([5, 3, 2], [5, 3, 2]) == 0
+    assert moved_share([5, 3, 2], [3, 3, 4]) == pytest.approx(0.2)
+    assert moved_share([4, 0], [0, 4]) == 1 and moved_share([0, 0], [0, 0]) == 0
 
 
 def test_schedule_is_cubic_between_its_ends():
