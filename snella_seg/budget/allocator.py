@@ -27,10 +27,10 @@ class SparsityAllocator:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
         mode: ``'competition'``, ``'uniform'`` or ``'fixed'``, see
             :class:`snella_seg.inject.Method`.
-        schedule, warmup_epochs, final_epochs: see
-            :func:`snella_seg.functional.budget_schedule`.
+        warmup_epochs, final_epochs: see :func:`snella_seg.functional.budget_schedule`.
         importance, beta1, beta2: see :class:`ImportanceTracker`.
         min_density: share of its weights that every matrix keeps.
+        schedule: the curve of the budget, a name in :data:`snella_seg.functional.SCHEDULES`.
         due_at: share of the budget that must move between matrices for a reallocation to be due,
             in [0, 1]; None where each one is.
 
@@ -51,13 +51,13 @@ class SparsityAllocator:
         total_epochs: int,
         target_sparsity: float = 0.8,
         mode: str = "competition",
-        schedule: str = "cubic",
         warmup_epochs: int = 0,
         final_epochs: int = 1,
         importance: str = "sensitivity",
         min_density: float = 1e-3,
         beta1: float = 0.85,
         beta2: float = 0.85,
+        schedule: str = "cubic",
         due_at: float | None = None,
     ) -> None:
         _refuse_without_competition(model)

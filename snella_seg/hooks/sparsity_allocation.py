@@ -36,20 +36,15 @@ class SparsityAllocationHook(Hook):
 
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
-    dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
-    visualizer. Churn is the share of the weights in force that changed hands since the last
-    allocation: of those that entered and those that left a matrix, the lesser number. A delta that
-    is larger than its frozen weight is warned of, once. A :class:`FiniteStepsHook` and a
-    :class:`LabelCheckHook` come along where the config has none.
+    dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/moved``,
+    ``snella/sparsity_<kind>``) for the visualizer. Churn is the share of the weights in force that
+    changed hands since the last allocation: of those that entered and those that left a matrix, the
+    lesser number. A delta that is larger than its frozen weight is warned of, once. A
+    :class:`FiniteStepsHook` and a :class:`LabelCheckHook` come along where the config has none.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
         interval: iterations between reallocations; None for one epoch.
-        schedule: the curve on which the budget falls: ``'cubic'``, as published, ``'late'``, slow
-            at first, or ``'dense_first_half'``, see :data:`snella_seg.functional.SCHEDULES`.
-        reallocate: ``'always'``, at each interval, or ``'when_due'``; has no effect where matrices
-            do not compete.
-        due_at: share of the budget, in [0, 1], that must move for a reallocation to be due.
         warmup_epochs: intervals that keep the initial budget.
         final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
             the published schedule, which ends just above.
@@ -63,6 +58,11 @@ class SparsityAllocationHook(Hook):
             as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the
             first iteration on). None for what the backbone's ``method`` asks for; another way than
             the method has is refused.
+        schedule: the curve on which the budget falls: ``'cubic'``, as published, ``'late'``, slow
+            at first, or ``'dense_first_half'``, see :data:`snella_seg.functional.SCHEDULES`.
+        reallocate: ``'always'``, at each interval, or ``'when_due'``; has no effect where matrices
+            do not compete.
+        due_at: share of the budget, in [0, 1], that must move for a reallocation to be due.
 
     Raises:
         ValueError: on options out of range, a model without adapters, a run shorter than warm-up
@@ -74,9 +74,6 @@ class SparsityAllocationHook(Hook):
         self,
         target_sparsity: float = 0.8,
         interval: int | None = None,
-        schedule: str = "cubic",
-        reallocate: str = "always",
-        due_at: float = 0.1,
         warmup_epochs: int = 0,
         final_epochs: int = 1,
         importance: str = "sensitivity",
@@ -84,9 +81,12 @@ class SparsityAllocationHook(Hook):
         beta1: float = 0.85,
         beta2: float = 0.85,
         allocation: str | None = None,
+        schedule: str = "cubic",
+        reallocate: str = "always",
+        due_at: float = 0.1,
     ) -> None:
         for name, value, known in (
-            ("allocation", allocation or ALLOCATIONS[0], ALLOCATIONS),
+            ("allocation", ALLOCATIONS[0] if allocation is None else allocation, ALLOCATIONS),
             ("schedule", schedule, SCHEDULES),
             ("reallocate", reallocate, ("always", "when_due")),
         ):
