@@ -84,19 +84,16 @@ def add_forgetting(
     results: dict[Run, dict],
     cfg: Config,
     source: Config,
+    before: float,
     folder: Path,
     say: Callable[[str], None] = print,
-) -> float:
+) -> None:
     """Add ``source_mIoU`` and ``forgetting`` to the results of runs, in points of mIoU.
 
-    Forgetting is what the source's head scores on its own task before, less what it scores on the
-    adapted backbone. Scores are kept in ``result.json`` of the runs.
-
-    Returns:
-        mIoU of the source model.
+    Forgetting is what the source model scores on its own task (``before``), less what its head
+    scores there on the adapted backbone. Scores are kept in ``result.json`` of the runs.
     """
-    before, key = score_source(source), hashlib.sha1(source.pretty_text.encode()).hexdigest()
-    say(f"source model: mIoU {before:.2f} on its own task")
+    key = hashlib.sha1(source.pretty_text.encode()).hexdigest()
     for run, result in results.items():
         if "error" in result:
             continue
@@ -108,7 +105,6 @@ def add_forgetting(
             write_text(folder / run.name / RESULT, json.dumps(result, indent=1))
         result["forgetting"] = round(before - result["source_mIoU"], 2)
         say(f"{run}: {result['source_mIoU']:.2f} on the source task")
-    return before
 
 
 def _state(checkpoint: str) -> dict:

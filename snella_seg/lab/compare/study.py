@@ -10,7 +10,7 @@ from ... import register  # noqa: F401
 from ...loading import write_text
 from .cost import measure_costs
 from .execute import execute
-from .forgetting import add_forgetting
+from .forgetting import add_forgetting, score_source
 from .plan import Run, run_config
 from .rates import ComparisonFailed, choose_rates
 from .study_report import environment, write_study_report
@@ -100,6 +100,9 @@ def compare(
         "costs": {},
         "cost_rounds": cost_rounds,
     }
+    if source is not None and seeds:  # first, as it shows whether head and data fit
+        study["source"] = {"checkpoint": source.load_from, "mIoU": score_source(source)}
+        say(f"source model: mIoU {study['source']['mIoU']:.2f} on its own task")
 
     def train(runs: list[Run]) -> dict[Run, dict]:
         length = {True: search_iters or iters, False: iters}
@@ -143,9 +146,8 @@ def compare(
         lr.update(chosen)
     runs = [Run(m, lr.get(m), head_lr, seed) for seed in range(seeds) for m in methods]
     results = train(runs)
-    if source is not None and runs:
-        before = add_forgetting(results, cfg, source, folder / "runs", say)
-        study["source"] = {"checkpoint": source.load_from, "mIoU": before}
+    if "source" in study:
+        add_forgetting(results, cfg, source, study["source"]["mIoU"], folder / "runs", say)
     study["runs"] = [_row(run, result) for run, result in results.items()]
     if cost_rounds and runs:
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
