@@ -159,8 +159,8 @@ def check_overrides(cfg: "Config", options: dict[str, Any]) -> None:
 RUN_KEYS = [
     *("load_from", "resume", "work_dir", "randomness", "param_scheduler", "custom_hooks"),
     *("compile", "custom_imports", "default_scope", "find_unused_parameters", "log_level"),
-    *("model_wrapper_cfg", "prepare", "runner_type", "strategy", "tta_model", "tta_pipeline"),
-    *("train_pipeline", "val_pipeline", "test_pipeline"),
+    *("model_wrapper_cfg", "prepare", "runner_type", "source", "strategy", "tta_model"),
+    *("tta_pipeline", "train_pipeline", "val_pipeline", "test_pipeline"),
 ]
 
 

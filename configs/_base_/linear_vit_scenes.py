@@ -1,6 +1,9 @@
 # A ViT of two blocks with patches of 16 and a linear head on its last map, for 128x128 images.
 custom_imports = dict(imports=["snella_seg.register", "snella_seg.lab.candidates"])
 prepare = "snella_seg.lab.demo.prepare:prepare_source"
+source = dict(  # what compare measures forgetting on
+    options=dict(val_dataloader=dict(dataset=dict(data_root="data/snella_demo/scenes/source")))
+)
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

@@ -4,6 +4,7 @@ _base_ = __import__("snella_seg").stock("_base_/default_runtime.py") + [
     "../_base_/linear_vit_scenes.py",
     "../_base_/schedule_ground.py",
 ]
+source = dict(checkpoint="data/snella_demo/source_768.pth")
 model = dict(
     backbone=dict(
         backbone=dict(embed_dims=768, num_heads=12),

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..functional import allocate_budget, budget_schedule
+from ..functional import allocate_budget, budget_schedule, moved_share
 from ..inject import list_adapters, sparsity_by_kind
 from .churn import ChurnTracker
 from .importances import ImportanceTracker
@@ -28,10 +30,15 @@ class SparsityAllocator:
         warmup_epochs, final_epochs: see :func:`snella_seg.functional.budget_schedule`.
         importance, beta1, beta2: see :class:`ImportanceTracker`.
         min_density: share of its weights that every matrix keeps.
+        schedule: the curve of the budget, a name in :data:`snella_seg.functional.SCHEDULES`.
+        due_at: share of the budget that must move between matrices for a reallocation to be due,
+            in [0, 1]; None where each one is.
 
     Attributes:
         initial_budget, target_budget: V0 and V1, in weights.
-        reallocations: how many there have been.
+        reallocations: how often the matrices have competed anew.
+        scores: of the last time, by which the budget is shared; None before the first.
+        moved: share of the budget that the last look would have moved, or did.
 
     Raises:
         ValueError: on a model without adapters, or whose weights do not compete; on options out of
@@ -50,6 +57,8 @@ class SparsityAllocator:
         min_density: float = 1e-3,
         beta1: float = 0.85,
         beta2: float = 0.85,
+        schedule: str = "cubic",
+        due_at: float | None = None,
     ) -> None:
         _refuse_without_competition(model)
         self.tracker = ImportanceTracker(model, importance, beta1, beta2)
@@ -57,11 +66,14 @@ class SparsityAllocator:
         self.adapters = list(self.tracker.adapters.values())
         self.sizes = [adapter.size for adapter in self.adapters]
         self.mode, self.min_density = mode, min_density
-        self.total_epochs = total_epochs
+        self.total_epochs, self.schedule = total_epochs, schedule
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.initial_budget = self.in_force
         self.target_budget = round((1.0 - target_sparsity) * sum(self.sizes))
+        self.due_at = due_at
         self.reallocations = 0
+        self.scores: list[float] | None = None
+        self.moved: float | None = None
         if mode != "fixed" and (total_epochs > 1 or warmup_epochs):
             self.budget(0)  # raises where nothing is left between warm-up and final epochs
 
@@ -76,6 +88,7 @@ class SparsityAllocator:
             self.target_budget,
             self.warmup_epochs,
             self.final_epochs,
+            self.schedule,
         )
 
     @property
@@ -89,38 +102,60 @@ class SparsityAllocator:
 
     def spread_target(self, agree: Callable[[Tensor], Any] | None = None) -> None:
         """Give every matrix the target sparsity, at once."""
-        self._share(self.sizes, self.target_budget, agree)
+        self._give(self._shares(self.sizes, self.target_budget), agree)
 
-    def reallocate(self, epoch: int, agree: Callable[[Tensor], Any] | None = None) -> list[float]:
+    def reallocate(self, epoch: int, agree: Callable[[Tensor], Any] | None = None) -> bool:
         """Share the budget of an epoch among the matrices; it never grows beyond the target.
+
+        Where a reallocation is not due, the budget falls as scheduled, shared by the scores of the
+        last time. The first one always is.
 
         Args:
             epoch: from 1.
-            agree: makes a tensor of shares the same in all processes, in place (a broadcast).
+            agree: makes a tensor the same in all processes, in place (a broadcast).
 
         Returns:
-            The scores by which they competed, in the order of ``adapters``.
+            Whether the matrices competed anew.
         """
         scores = self.tracker.scores()
-        wanted = scores if self.mode == "competition" else self.sizes
         # After resuming with another schedule its curve may lie above what is in force.
-        most = max(self.in_force, self.target_budget)
-        self._share(wanted, min(self.budget(epoch), most), agree)
-        self.reallocations += 1
-        return scores
+        budget = min(self.budget(epoch), max(self.in_force, self.target_budget))
+        shares, due = self._shares(scores, budget), True
+        if self.scores is not None:
+            held = self._shares(self.scores, budget)
+            self.moved = moved_share(held, shares)
+            due = self.due_at is None or self.moved > self.due_at
+            shares = shares if due else held
+        due = self._give(shares, agree, due)
+        if due:
+            self.scores = scores
+            self.reallocations += 1
+        return due
 
-    def _share(
-        self, scores: list[float] | list[int], budget: int, agree: Callable[[Tensor], Any] | None
-    ) -> None:
-        shares = allocate_budget(scores, self.sizes, budget, self.min_density)
-        tensor = torch.as_tensor(shares, device=self.adapters[0].sparsity.device)
+    def _shares(self, scores: list[float] | list[int], budget: int) -> NDArray[np.int64]:
+        wanted = self.sizes if self.mode == "uniform" else scores
+        return allocate_budget(wanted, self.sizes, budget, self.min_density)
+
+    def _give(
+        self, shares: NDArray[np.int64], agree: Callable[[Tensor], Any] | None, due: bool = True
+    ) -> bool:
+        """Let shares be in force, and return whether they are due, in all processes alike."""
+        device = self.adapters[0].sparsity.device
+        tensor = torch.as_tensor([*shares.tolist(), int(due)], device=device)
         if agree is not None:
             agree(tensor)  # ranks see the same gradients, but must not differ by a rounding
-        for adapter, count in zip(self.adapters, tensor.tolist(), strict=True):
+        *counts, due = tensor.tolist()
+        for adapter, count in zip(self.adapters, counts, strict=True):
             adapter.set_num_nonzero(count)
+        return bool(due)
 
-    def record(self, epoch: int, iteration: int, scores: list[float] | None) -> dict[str, Any]:
-        """The allocation in force as a line of the history; looks at what changed hands."""
+    def record(self, epoch: int, iteration: int, due: bool = True) -> dict[str, Any]:
+        """The allocation in force as a line of the history; looks at what changed hands.
+
+        Args:
+            epoch, iteration: of the allocation.
+            due: whether the matrices competed anew.
+        """
         names = list(self.tracker.adapters)
         counts = [adapter.num_nonzero for adapter in self.adapters]
         return {
@@ -129,7 +164,9 @@ class SparsityAllocator:
             "budget": sum(counts),
             "nonzero": dict(zip(names, counts, strict=True)),
             "sparsity": {n: a.current_sparsity() for n, a in self.tracker.adapters.items()},
-            "score": None if scores is None else dict(zip(names, scores, strict=True)),
+            "score": None if self.scores is None else dict(zip(names, self.scores, strict=True)),
+            "moved": self.moved,
+            "due": due,
             **self.churn.look(),
         }
 
@@ -142,6 +179,8 @@ class SparsityAllocator:
         if entered is not None:
             changed = sum(min(entered[name], left[name]) for name in left)
             found["snella/churn"] = changed / max(1, record["budget"])
+        if record["moved"] is not None:
+            found["snella/moved"] = record["moved"]
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,6 +189,7 @@ class SparsityAllocator:
             "tracker": self.tracker.state_dict(),
             "initial_budget": self.initial_budget,
             "reallocations": self.reallocations,
+            "scores": self.scores,
             "churn": self.churn.state_dict(),
         }
 
@@ -163,6 +203,7 @@ class SparsityAllocator:
         self.churn.load_state_dict(state.get("churn", {}))
         self.initial_budget = state["initial_budget"]
         self.reallocations = state["reallocations"]
+        self.scores = state.get("scores")
 
 
 def _refuse_without_competition(model: nn.Module) -> None:

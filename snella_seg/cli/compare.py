@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from ..configs import load_config
-from ..lab.compare import compare
+from ..lab.compare import compare, source_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine
@@ -92,4 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_preparation(cfg)
     cfg.pop("prepare", None)
     check_datasets(cfg, "train_dataloader", "val_dataloader")
-    compare(cfg, **args)
+    source = source_config(cfg)
+    cfg.pop("source", None)
+    if source is not None:
+        fit_to_machine(source, "none")
+        check_datasets(source, "val_dataloader")
+    compare(cfg, source=source, **args)

@@ -3,7 +3,7 @@
 torch and numpy only, no state. :mod:`snella_seg.engine` computes the same quickly.
 """
 
-from .allocation import allocate_budget, budget_schedule
+from .allocation import allocate_budget, moved_share
 from .delta import DeltaRule
 from .importance import ema_importance, ema_importance_, importance_score
 from .kernels import (
@@ -14,11 +14,13 @@ from .kernels import (
     mixed_kernel,
     register_kernel,
 )
+from .schedule import SCHEDULES, budget_schedule
 from .sparsify import SPARSIFIERS, get_sparsifier, register_sparsifier, sparsify
 from .threshold import quantile_threshold
 
 __all__ = [
     "KERNELS",
+    "SCHEDULES",
     "SPARSIFIERS",
     "DeltaRule",
     "allocate_budget",
@@ -31,6 +33,7 @@ __all__ = [
     "importance_score",
     "linear_kernel",
     "mixed_kernel",
+    "moved_share",
     "quantile_threshold",
     "register_kernel",
     "register_sparsifier",

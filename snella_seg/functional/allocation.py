@@ -1,56 +1,9 @@
-"""Competition between matrices: how many weights there are to give, and who gets how many."""
+"""Competition between matrices: who gets how many of the weights that there are to give."""
 
-import math
 import operator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-
-def budget_schedule(
-    epoch: int,
-    total_epochs: int,
-    initial_budget: int,
-    target_budget: int,
-    warmup: int = 0,
-    final: int = 0,
-) -> int:
-    """Number of non-zero delta weights in force during one epoch; cubic from initial to target.
-
-    ``V(e) = V1 + (V0 - V1) * (1 - (e - w) / (E - w - f))^3`` for ``w < e <= E - f``, rounded
-    down; ``V0`` for ``e <= w``, ``V1`` for ``e > E - f``. With ``final=1`` the last epoch, E - 1,
-    reaches the target exactly; with ``final=0``, as published, it ends just above.
-
-    Args:
-        epoch: e, from 0.
-        total_epochs: E.
-        initial_budget: V0, in weights.
-        target_budget: V1, in weights.
-        warmup: w, epochs that keep the initial budget.
-        final: f, epochs that keep the target budget.
-
-    Raises:
-        ValueError: on negative values, or when warm-up and final leave no epoch in between.
-    """
-    if total_epochs < 1 or epoch < 0 or warmup < 0 or final < 0:
-        raise ValueError(
-            "total_epochs must be positive and epoch, warmup and final not negative, got "
-            f"total_epochs={total_epochs}, epoch={epoch}, warmup={warmup}, final={final}"
-        )
-    if min(initial_budget, target_budget) < 0:
-        raise ValueError(f"budgets must not be negative, got {initial_budget}, {target_budget}")
-    span = total_epochs - warmup - final
-    if span < 1:
-        raise ValueError(
-            f"the schedule of {total_epochs} epochs is shorter than its warm-up ({warmup}) and "
-            f"final epochs ({final}) together; train longer or lower them"
-        )
-    if epoch <= warmup:
-        return math.floor(initial_budget)
-    if epoch > total_epochs - final:
-        return math.floor(target_budget)
-    left = total_epochs - final - epoch
-    return math.floor(target_budget + (initial_budget - target_budget) * left**3 / span**3)
 
 
 def allocate_budget(
@@ -93,6 +46,19 @@ def allocate_budget(
         unscored = sizes[~scored]
         shares[~scored] = _fill(unscored.astype(float), floors[~scored], unscored, rest)
     return shares
+
+
+def moved_share(shares: ArrayLike, others: ArrayLike) -> float:
+    """Share of a budget that changes matrices from one way of sharing it to another, in [0, 1].
+
+    ``sum |v_l - w_l| / (2 V)``, the churn between matrices. A rank correlation of the scores would
+    count swaps of near-equal, tiny or full matrices, by which hardly a weight moves.
+
+    Args:
+        shares, others: weights of each matrix, shape (L,), of the same sum V; 0 where that is 0.
+    """
+    first, second = (np.asarray(given, dtype=np.int64) for given in (shares, others))
+    return float(np.abs(first - second).sum() / max(1, 2 * first.sum()))
 
 
 def _checked(

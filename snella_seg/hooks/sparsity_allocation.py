@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
+from ..functional import SCHEDULES
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 from ..layers.typed_options import typed_options
@@ -25,18 +26,22 @@ class SparsityAllocationHook(Hook):
 
     Importances are taken just before each optimizer step, where gradients are unscaled, summed
     over accumulation and reduced over ranks. The budget falls from what the adapters start with
-    to ``1 - target_sparsity`` of all weights, on a cubic curve
+    to ``1 - target_sparsity`` of all weights, on a curve
     (:func:`snella_seg.functional.budget_schedule`), and is split by
     :func:`snella_seg.functional.allocate_budget`; :class:`snella_seg.budget.SparsityAllocator` does
     the work, this hook says when.
 
+    With ``reallocate='when_due'`` the budget falls as scheduled all the same, but is shared by the
+    scores of the last time until those of now would move more than ``due_at`` of it between
+    matrices (:func:`snella_seg.functional.moved_share`).
+
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
-    dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/sparsity_<kind>``) for the
-    visualizer. Churn is the share of the weights in force that changed hands since the last
-    allocation: of those that entered and those that left a matrix, the lesser number. A delta that
-    is larger than its frozen weight is warned of, once. A :class:`FiniteStepsHook` and a
-    :class:`LabelCheckHook` come along where the config has none.
+    dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/moved``,
+    ``snella/sparsity_<kind>``) for the visualizer. Churn is the share of the weights in force that
+    changed hands since the last allocation: of those that entered and those that left a matrix, the
+    lesser number. A delta that is larger than its frozen weight is warned of, once. A
+    :class:`FiniteStepsHook` and a :class:`LabelCheckHook` come along where the config has none.
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
@@ -54,6 +59,11 @@ class SparsityAllocationHook(Hook):
             as dense as the others) or ``'fixed'`` (the target sparsity in every matrix, from the
             first iteration on). None for what the backbone's ``method`` asks for; another way than
             the method has is refused.
+        schedule: the curve on which the budget falls: ``'cubic'``, as published, ``'late'``, slow
+            at first, or ``'dense_first_half'``, see :data:`snella_seg.functional.SCHEDULES`.
+        reallocate: ``'always'``, at each interval, or ``'when_due'``; has no effect where matrices
+            do not compete.
+        due_at: share of the budget, in [0, 1], that must move for a reallocation to be due.
 
     Raises:
         ValueError: on options out of range, a model without adapters, a run shorter than warm-up
@@ -72,14 +82,22 @@ class SparsityAllocationHook(Hook):
         beta1: float = 0.85,
         beta2: float = 0.85,
         allocation: str | None = None,
+        schedule: str = "cubic",
+        reallocate: str = "always",
+        due_at: float = 0.1,
     ) -> None:
-        if allocation is not None and allocation not in ALLOCATIONS:
-            raise ValueError(
-                f"unknown allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
-            )
+        for name, value, known in (
+            ("allocation", ALLOCATIONS[0] if allocation is None else allocation, ALLOCATIONS),
+            ("schedule", schedule, SCHEDULES),
+            ("reallocate", reallocate, ("always", "when_due")),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         for name, value in (("target_sparsity", target_sparsity), ("min_density", min_density)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        if not 0.0 <= due_at <= 1.0:
+            raise ValueError(f"due_at must lie in [0, 1], got {due_at}")
         if interval is not None and (interval != int(interval) or interval < 1):
             raise ValueError(f"interval must be a positive number of iterations, got {interval}")
         if warmup_epochs < 0 or final_epochs < 0:
@@ -88,6 +106,8 @@ class SparsityAllocationHook(Hook):
                 f"{final_epochs}"
             )
         self.target_sparsity, self.interval = target_sparsity, interval
+        self.schedule = schedule
+        self.due_at = due_at if reallocate == "when_due" else None
         self.warmup_epochs, self.final_epochs = warmup_epochs, final_epochs
         self.min_density, self.allocation = min_density, allocation
         self.importance = dict(importance=importance, beta1=beta1, beta2=beta2)
@@ -124,9 +144,11 @@ class SparsityAllocationHook(Hook):
             total_epochs=math.ceil(runner.max_iters / self.period),
             target_sparsity=self.target_sparsity,
             mode=self.mode,
+            schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
             final_epochs=self.final_epochs,
             min_density=self.min_density,
+            due_at=self.due_at,
             **self.importance,
         )
         self.guard = SizeGuard(model)
@@ -142,7 +164,7 @@ class SparsityAllocationHook(Hook):
             start_history(Path(runner.work_dir), runner.iter)
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
-            self._record(runner, 0, 0, None)
+            self._record(runner, 0, 0)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1
@@ -176,8 +198,8 @@ class SparsityAllocationHook(Hook):
 
     def reallocate(self, runner, epoch: int) -> None:
         """Let the matrices compete for the budget of ``epoch``."""
-        scores = self.allocator.reallocate(epoch, broadcast)
-        self._record(runner, epoch, runner.iter + 1, scores)
+        due = self.allocator.reallocate(epoch, broadcast)
+        self._record(runner, epoch, runner.iter + 1, due)
 
     def _refuse_a_run_without(self, runner) -> None:
         """Refuse a run that ends before its first reallocation, while nothing is lost yet."""
@@ -218,12 +240,13 @@ class SparsityAllocationHook(Hook):
                 "schedule": self._schedule(runner),
             }
 
-    def _schedule(self, runner) -> dict[str, int | None]:
+    def _schedule(self, runner) -> dict[str, int | str | None]:
         """What the budgets to come depend on, for comparison when the run is resumed."""
         return {
             "iterations": runner.max_iters,
             "iterations between reallocations": self.period,
             "target budget": self.allocator.target_budget,
+            "curve": self.schedule,
             "images an iteration": images_per_iteration(runner),
         }
 
@@ -247,9 +270,9 @@ class SparsityAllocationHook(Hook):
                 + (", and grows, as asked for" if target > in_force else ", and does not grow")
             )
 
-    def _record(self, runner, epoch: int, step: int, scores: list[float] | None) -> None:
+    def _record(self, runner, epoch: int, step: int, due: bool = True) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
-        record = self.allocator.record(epoch, step, scores)
+        record = self.allocator.record(epoch, step, due)
         scalars = self.allocator.scalars(record)
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=step)
@@ -259,10 +282,18 @@ class SparsityAllocationHook(Hook):
             f"SNELLA budget of epoch {epoch}: {record['budget']} of {sum(self.allocator.sizes)} "
             "delta weights; sparsity "
             + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
+            + self._due_text(record)
         )
         if is_main_process():
             append_line(Path(runner.work_dir), record)
         self._warn_of_size(runner, record["norm"])
+
+    def _due_text(self, record: dict) -> str:
+        """What became of ``reallocate='when_due'``, for the log."""
+        if self.due_at is None or record["moved"] is None:
+            return ""
+        done = "competed anew" if record["due"] else "shared as before, no reallocation is due"
+        return f"; {record['moved']:.1%} of it would move: {done}"
 
     def _warn_of_size(self, runner, norms: dict[str, float]) -> None:
         warning = self.guard.check(norms)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snella_seg.functional import allocate_budget, budget_schedule
+from snella_seg.functional import SCHEDULES, allocate_budget, budget_schedule, moved_share
 
 scores_of = st.one_of(
     st.floats(0, 1e6), st.just(0.0), st.just(float("nan")), st.just(float("inf")), st.just(1e-300)
@@ -87,6 +87,12 @@ def test_invalid_arguments_say_why(arguments, message):
         allocate_budget(*arguments)
 
 
+def test_the_moved_share_is_that_of_weights_which_change_matrices():
+    assert moved_share([5, 3, 2], [5, 3, 2]) == 0
+    assert moved_share([5, 3, 2], [3, 3, 4]) == pytest.approx(0.2)
+    assert moved_share([4, 0], [0, 4]) == 1 and moved_share([0, 0], [0, 0]) == 0
+
+
 def test_schedule_is_cubic_between_its_ends():
     budgets = [budget_schedule(e, 10, 1000, 200) for e in range(11)]
     assert budgets[0] == 1000 and budgets[10] == 200
@@ -101,9 +107,29 @@ def test_warmup_and_final_epochs():
     assert budget_schedule(9, 10, 1000, 200, final=3) == 200
 
 
+@pytest.mark.parametrize("curve", SCHEDULES)
+@pytest.mark.parametrize("total", [2, 3, 10, 41])
+def test_every_schedule_falls_from_start_to_target(curve, total):
+    budgets = [budget_schedule(e, total, 1000, 200, 0, 1, curve) for e in range(total)]
+    assert budgets[0] == 1000 and budgets[-1] == 200
+    assert budgets == sorted(budgets, reverse=True)
+    cubic = [budget_schedule(e, total, 1000, 200, 0, 1) for e in range(total)]
+    assert all(one >= other for one, other in zip(budgets, cubic, strict=True))
+    warm = [budget_schedule(e, total + 7, 1000, 200, 5, 3, curve) for e in range(total + 7)]
+    assert warm == [1000] * 5 + budgets + [200] * 2
+
+
+def test_the_shape_of_the_schedules():
+    curves = {c: [budget_schedule(e, 9, 800, 0, 0, 1, c) for e in range(9)] for c in SCHEDULES}
+    assert curves["cubic"][4] == 100
+    assert curves["late"] == [800, 765, 675, 546, 400, 253, 125, 34, 0]
+    assert curves["dense_first_half"] == [800] * 5 + [337, 100, 12, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((0, 3, 10, 5, 0, 1, "quartic"), "unknown schedule 'quartic'"),
         ((0, 3, 10, 5, 2, 1), "shorter than its warm-up"),
         ((0, 0, 10, 5), "positive"),
         ((-1, 3, 10, 5), "negative"),

@@ -13,7 +13,8 @@ from torch import nn
 
 import snella_seg.register  # noqa: F401
 from snella_seg.budget.importances import ImportanceTracker
-from snella_seg.functional import budget_schedule
+from snella_seg.functional import allocate_budget, budget_schedule
+from snella_seg.hooks import SparsityAllocationHook
 from snella_seg.inject import add_adapters, freeze_base, list_adapters
 
 SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
@@ -128,6 +129,14 @@ def test_warmup_and_initial_sparsity(tmp_path):
     assert budgets[:3] == [288] * 3 and budgets[3] < 288 and budgets[-1] == 144
 
 
+@pytest.mark.parametrize("schedule", ["late", "dense_first_half"])
+def test_another_schedule(tmp_path, schedule):
+    train(tmp_path, target_sparsity=0.75, schedule=schedule)
+    expected = [budget_schedule(e, 6, 576, 144, 0, 1, schedule) for e in range(6)]
+    assert [line["budget"] for line in history(tmp_path)] == expected
+    assert expected[2] > budget_schedule(2, 6, 576, 144, 0, 1)
+
+
 def test_gradient_accumulation_counts_updates(tmp_path, monkeypatch):
     updates = []
 
@@ -144,8 +153,41 @@ def state_of(runner):
     return runner.model.state_dict(), hook.allocator.tracker.state_dict()
 
 
-def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
-    whole = train(tmp_path / "whole", target_sparsity=0.75)
+WHEN_DUE = dict(reallocate="when_due", due_at=0.05)  # of five reallocations, some are due
+
+
+def test_reallocations_when_due(tmp_path):
+    """The budget falls on time; who has it changes only where the scores would move enough."""
+    train(tmp_path / "always", target_sparsity=0.75)
+    train(tmp_path / "due", target_sparsity=0.75, **WHEN_DUE)
+    always, due = history(tmp_path / "always"), history(tmp_path / "due")
+    assert [line["budget"] for line in due] == [line["budget"] for line in always]
+    assert due[1]["moved"] is None and due[1]["due"]  # the first has nothing to be compared with
+    assert {line["due"] for line in due[2:]} == {True, False}
+    for before, line in zip(due[1:], due[2:], strict=False):
+        assert line["due"] == (line["moved"] > 0.05)
+        assert (line["score"] == before["score"]) != line["due"]
+        shares = allocate_budget([*line["score"].values()], [192, 384], line["budget"], 1e-3)
+        assert [*line["nonzero"].values()] == shares.tolist()
+    text = next((tmp_path / "due").glob("*/vis_data/scalars.json")).read_text()
+    scalars = [json.loads(row) for row in text.splitlines() if "snella/moved" in row]
+    assert [row["snella/moved"] for row in scalars] == [line["moved"] for line in due[2:]]
+    told = [SparsityAllocationHook(**WHEN_DUE)._due_text(line) for line in due]
+    assert told[:2] == ["", ""] and told[2].endswith("% of it would move: competed anew")
+    assert any("shared as before, no reallocation is due" in one for one in told)
+
+
+@pytest.mark.parametrize(("due_at", "count"), [(0.0, 5), (1.0, 1)])
+def test_the_bounds_of_when_due(tmp_path, due_at, count):
+    train(tmp_path, target_sparsity=0.75, reallocate="when_due", due_at=due_at)
+    lines = history(tmp_path)
+    assert sum(line["due"] for line in lines[1:]) == count and lines[-1]["budget"] == 144
+
+
+@pytest.mark.parametrize("options", [{}, WHEN_DUE], ids=["always", "when_due"])
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, options):
+    options = dict(target_sparsity=0.75, **options)
+    whole = train(tmp_path / "whole", **options)
     for stop in (6, 10):  # right at a reallocation, and between two (from the checkpoint before)
         folder = tmp_path / f"stop{stop}"
 
@@ -159,10 +201,10 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
                 return super().forward(inputs, target, mode)
 
         with pytest.raises(KeyboardInterrupt):
-            train(folder, model=Stop(), target_sparsity=0.75)
+            train(folder, model=Stop(), **options)
         with open(folder / "sparsity_history.jsonl", "a") as killed:
             killed.write('{"epoch": 9, "it')  # in the middle of a line
-        resumed = train(folder, target_sparsity=0.75, runner=dict(resume=True))
+        resumed = train(folder, runner=dict(resume=True), **options)
         for a, b in zip(state_of(whole), state_of(resumed), strict=True):
             assert a.keys() == b.keys()
             for key in a:
@@ -254,6 +296,9 @@ def test_a_run_that_is_stopped_early_says_what_happened(tmp_path):
         (dict(min_density=-0.1), "min_density must lie"),
         (dict(interval=0), "interval must be"),
         (dict(final_epochs=-1), "must not be negative"),
+        (dict(reallocate="never"), "unknown reallocate 'never'; choose one of always, when_due"),
+        (dict(due_at=1.5), r"due_at must lie in \[0, 1\], got 1.5"),
+        (dict(schedule="quartic"), "unknown schedule 'quartic'; choose one of cubic, late, dense_"),
         (dict(importance="gradient"), "sensitivity, magnitude, frobenius"),
         (dict(beta1=2.0), "beta1 must lie"),
         (dict(warmup_epochs=5), "shorter than its warm-up"),
@@ -294,6 +339,7 @@ def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
         (dict(max_iters=30), "iterations 18 -> 30"),
         (dict(interval=1), "iterations between reallocations 3 -> 1"),
         (dict(target_sparsity=0.9), "target budget"),
+        (dict(schedule="late"), "curve cubic -> late"),
     ],
 )
 def test_a_budget_does_not_grow_after_resuming(tmp_path, change, said):

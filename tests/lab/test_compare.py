@@ -129,6 +129,7 @@ def test_variants():
     [
         ("snela", "unknown method 'snela'"),
         ("snella:scal=1", "unknown option 'scal'; choose one of rank, heads"),
+        ("lora:reallocate=when_due", "reallocate has no effect on LoRA"),
         ("snella:scale", "write options as scale=VALUE"),
         ("frozen:rank=8", "rank has no effect on frozen"),
         ("lora:target_sparsity=0.9", "target_sparsity has no effect on LoRA"),
@@ -146,6 +147,9 @@ def test_a_variant_reaches_the_config(tiny):
     cfg = run_config(tiny, Run("snella:rank=8,target_sparsity=0.25"))
     assert cfg.model.backbone.adapter == {"rank": 8}
     assert cfg.custom_hooks[0].target_sparsity == 0.25
+    cfg = run_config(tiny, Run("snella_v2:reallocate=when_due,due_at=0.2,schedule=late"))
+    hook = cfg.custom_hooks[0]
+    assert (hook.reallocate, hook.due_at, hook.schedule) == ("when_due", 0.2, "late")
     tiny.custom_hooks = []
     with pytest.raises(ValueError, match="target_sparsity belongs to SparsityAllocationHook"):
         run_config(tiny, Run("snella:target_sparsity=0.25"))

@@ -139,6 +139,12 @@ def test_the_average_iteration_between_two_budgets():
     assert average_budget([(0, 0, 50)], 8) == 1.0
 
 
+def test_reallocations_that_come_when_due_are_foretold_as_such():
+    report = Forecast(iterations=10, allocations=[(0, 0, 9), (1, 5, 8)], due_at=0.1)
+    assert "  1 reallocations at most, where more than 10.0% of the budget would" in report.text()
+    assert "at most" not in Forecast(allocations=report.allocations).text()
+
+
 def test_total_time_counts_everything():
     report = Forecast(iterations=10, seconds_per_iteration=2.0, reallocation_seconds=1.0)
     report.allocations = [(0, 0, 9), (1, 5, 8)]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from snella_seg.lab.report import write_report
 from snella_seg.lab.report.deltas import effective_rank, rank_holding
+from snella_seg.lab.report.facts import _allocations
 from snella_seg.lab.report.layout import lay_out
 from snella_seg.lab.report.read_history import read_history
 
@@ -45,6 +46,16 @@ def write_history(folder: Path, *lines: dict, end: str = "") -> Path:
     text = "".join(json.dumps(record) + "\n" for record in lines)
     (folder / "sparsity_history.jsonl").write_text(text + end)
     return folder
+
+
+def test_a_history_tells_which_reallocations_were_due(tmp_path):
+    lines = [line(0, SIZES), line(1, due=True), line(2, due=False), line(3, due=True)]
+    history = read_history(write_history(tmp_path, *lines))
+    assert history.due.tolist() == [True, True, False, True]
+    told = "3 after the start, every 5 iterations, the last at 15"
+    assert _allocations(history) == f"{told}; 2 of them were due, at 5, 15"
+    write_history(tmp_path, *lines[:2], line(2), line(3))  # as written before there was a choice
+    assert _allocations(read_history(tmp_path)) == told
 
 
 def test_a_history_becomes_arrays(tmp_path):

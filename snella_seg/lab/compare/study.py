@@ -10,6 +10,7 @@ from ... import register  # noqa: F401
 from ...loading import write_text
 from .cost import measure_costs
 from .execute import execute
+from .forgetting import add_forgetting, score_source
 from .plan import Run, run_config
 from .rates import ComparisonFailed, choose_rates
 from .study_report import environment, write_study_report
@@ -34,6 +35,7 @@ def compare(
     work_dir: str | None = None,
     cost_rounds: int = 3,
     command: str = "",
+    source: Config | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train a config by several methods, with several seeds, and report on them.
@@ -57,6 +59,8 @@ def compare(
         work_dir: where all is kept; a comparison that was cut off goes on there.
         cost_rounds: how often time and memory of each method are measured; 0 for not at all.
         command: by which it was called, for the report.
+        source: the task that the backbone was trained on, of
+            :func:`snella_seg.lab.compare.source_config`, on which forgetting is measured.
         say: takes lines of progress.
 
     Returns:
@@ -96,6 +100,9 @@ def compare(
         "costs": {},
         "cost_rounds": cost_rounds,
     }
+    if source is not None and seeds:  # first, as it shows whether head and data fit
+        study["source"] = {"checkpoint": source.load_from, "mIoU": score_source(source)}
+        say(f"source model: mIoU {study['source']['mIoU']:.2f} on its own task")
 
     def train(runs: list[Run]) -> dict[Run, dict]:
         length = {True: search_iters or iters, False: iters}
@@ -138,7 +145,10 @@ def compare(
             say(f"{method}: {rate:g}")
         lr.update(chosen)
     runs = [Run(m, lr.get(m), head_lr, seed) for seed in range(seeds) for m in methods]
-    study["runs"] = [_row(run, result) for run, result in train(runs).items()]
+    results = train(runs)
+    if "source" in study:
+        add_forgetting(results, cfg, source, study["source"]["mIoU"], folder / "runs", say)
+    study["runs"] = [_row(run, result) for run, result in results.items()]
     if cost_rounds and runs:
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
         study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)

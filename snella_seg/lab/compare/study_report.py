@@ -97,6 +97,15 @@ def _scores(study: dict, folder: Path) -> list[Section]:
         ])  # fmt: skip
     reference = "snella" if "snella" in methods else next(iter(methods))
     text = f"mIoU on the validation set after the last iteration; heads learn at {_heads(study)}."
+    if study.get("source"):
+        header.insert(4, "forgetting")
+        for row, group in zip(rows, methods.values(), strict=True):
+            row.insert(4, _mean_text([one["forgetting"] for one in group]))
+        text += (
+            " Forgetting: points of mIoU that the source model, which scored "
+            f"{study['source']['mIoU']:.2f} on its own task, loses there by the adapted backbone "
+            "under its old head."
+        )
     sections = [
         Section(
             "Scores", text, header, rows, plots.draw_scores(study["runs"], folder / "scores.png")

@@ -30,6 +30,7 @@ class Forecast:
     iterations: int = 0
     epochs: float | None = None
     allocations: list[tuple[int, int, int]] = field(default_factory=list)  # epoch, iter, budget
+    due_at: float | None = None
     validations: int = 0
     validation_images: int = 0
     checkpoints: int = 0
@@ -95,7 +96,10 @@ class Forecast:
         ]
         if not self.allocations:
             return [*lines, "no sparsity is allocated"]
-        lines.append(f"{len(self.allocations) - 1} reallocations; budgets in weights:")
+        due = ""
+        if self.due_at is not None:
+            due = f" at most, where more than {self.due_at:.1%} of the budget would move"
+        lines.append(f"{len(self.allocations) - 1} reallocations{due}; budgets in weights:")
         shown = self.allocations
         if len(shown) > 12:
             shown = [*shown[:6], None, *shown[-5:]]

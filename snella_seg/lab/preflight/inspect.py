@@ -202,6 +202,7 @@ def _measure(report: Forecast, runner: Runner, iterations: int) -> ProbeHook:
         setattr(report, name, value)
     if hook.allocation is not None and hook.allocation.allocator is not None:
         report.allocations = _allocations(hook.allocation.allocator, hook.period, report.iterations)
+        report.due_at = hook.allocation.due_at
     if report.allocations:
         share = average_budget(report.allocations, report.iterations)
         start, end = report.seconds_at_start, report.seconds_at_end

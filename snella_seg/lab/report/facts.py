@@ -84,7 +84,13 @@ def _allocations(history: History) -> str:
     if not count:
         return "none after the start"
     times = f"{count} after the start" if count > 1 else "one after the start"
-    return f"{times}, every {history.period:,} iterations, the last at {history.iters[-1]:,}"
+    anew = (
+        ""
+        if history.due.all()
+        else f"; {history.due[1:].sum()} of them were due, at "
+        + (", ".join(f"{step:,}" for step in history.iters[1:][history.due[1:]]))
+    )
+    return f"{times}, every {history.period:,} iterations, the last at {history.iters[-1]:,}{anew}"
 
 
 def _budget(budget: int, total: int) -> str:

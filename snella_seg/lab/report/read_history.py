@@ -26,6 +26,7 @@ class History:
         norm: Frobenius norms of the deltas, (T, L), or None in histories that lack them.
         entered, left: weights that entered and left the ones in force since the allocation before,
             (T, L); NaN at the first. None in histories that lack them.
+        due: whether the matrices competed anew, or the budget was shared as before, (T,).
         cut_off: whether the last line was cut off, by a kill, and is left out.
     """
 
@@ -39,6 +40,7 @@ class History:
     norm: np.ndarray | None
     entered: np.ndarray | None
     left: np.ndarray | None
+    due: np.ndarray
     cut_off: bool = False
 
     @property
@@ -88,6 +90,7 @@ def read_history(work_dir: str | Path) -> History:
         budget=np.array([record["budget"] for record in records]),
         nonzero=counts,
         **{key: _optional(records, key, names) for key in ("score", "norm", "entered", "left")},
+        due=np.array([record.get("due", True) for record in records]),
         cut_off=cut_off,
     )
     _check(history, sparsity, path)

@@ -87,8 +87,10 @@ def find_schedule(cfg: Config, history: History) -> Schedule:
     else:
         total = _total_epochs(cfg, hook, history)
         epochs = np.arange(total)
-        curve = (total, int(history.budget[0]), target, hook.warmup_epochs, hook.final_epochs)
-        budget = np.array([budget_schedule(epoch, *curve) for epoch in epochs.tolist()])
+        ends = (int(history.budget[0]), target, hook.warmup_epochs, hook.final_epochs)
+        budget = np.array(
+            [budget_schedule(epoch, total, *ends, hook.schedule) for epoch in epochs.tolist()]
+        )
     return Schedule(mode, hook.target_sparsity, hook.min_density, epochs, budget)
 
 
