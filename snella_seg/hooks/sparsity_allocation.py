@@ -12,7 +12,7 @@ from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, s
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 from ..layers.typed_options import typed_options
-from .epochs import images_per_iteration, iterations_per_epoch
+from .epochs import images_per_iteration, iterations_between
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
 from .of_runner import optim_wrappers, plain_model
@@ -119,7 +119,8 @@ class SparsityAllocationHook(Hook):
             self.allocator = None
             runner.logger.info(f"{method.label}: there is no sparsity to allocate")
             return
-        self.period = self._iterations_between(runner)
+        before = (self._loaded or {}).get("interval") if runner.iter > 0 else None
+        self.period, self._images = iterations_between(runner, self.interval, before or {})
         self.allocator = SparsityAllocator(
             model,
             total_epochs=math.ceil(runner.max_iters / self.period),
@@ -144,22 +145,6 @@ class SparsityAllocationHook(Hook):
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
             self._record(runner, 0, 0, None)
-
-    def _iterations_between(self, runner) -> int:
-        """Iterations from a reallocation to the next; sets the images that this stands for."""
-        images = images_per_iteration(runner)
-        iterations = self.interval or iterations_per_epoch(runner)
-        self._images_between = images and images * iterations
-        before = (self._loaded or {}).get("interval") if runner.iter > 0 else None
-        if (
-            not images
-            or not before
-            or self.interval is None
-            or before.get("given") != self.interval
-        ):
-            return iterations
-        self._images_between = before.get("images") or self._images_between
-        return max(1, round(self._images_between / images))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1
@@ -233,7 +218,7 @@ class SparsityAllocationHook(Hook):
             checkpoint["snella"] = {
                 **self.allocator.state_dict(),
                 "schedule": self._schedule(runner),
-                "interval": {"given": self.interval, "images": self._images_between},
+                "interval": {"given": self.interval, "images": self._images},
             }
 
     def _schedule(self, runner) -> dict[str, int | None]:
@@ -263,18 +248,17 @@ class SparsityAllocationHook(Hook):
                 f"resumed with another schedule of the budget ({', '.join(changes)}): it goes on "
                 f"from the {in_force} weights in force to {target}"
                 + (", and grows, as asked for" if target > in_force else ", and does not grow")
-                + self._what_lies_between(now, before)
+                + self._apart(now, before)
             )
 
-    def _what_lies_between(self, now: dict, before: dict) -> str:
+    def _apart(self, now: dict, before: dict) -> str:
         """How far reallocations are apart, where an iteration takes another number of images."""
-        each = "images an iteration"
-        if not now[each] or before.get(each, now[each]) == now[each]:
+        each = now["images an iteration"]
+        if not each or each == before.get("images an iteration", each):
             return ""
-        kept = now[each] * self.period == self._images_between
-        return f"; reallocations are {now[each] * self.period} images apart" + (
-            "" if kept else f", as near as whole iterations come to {self._images_between}"
-        )
+        wanted = f", as near as whole iterations come to {self._images}"
+        kept = each * self.period == self._images
+        return f"; reallocations are {each * self.period} images apart{'' if kept else wanted}"
 
     def _record(self, runner, epoch: int, step: int, scores: list[float] | None) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
