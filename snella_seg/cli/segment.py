@@ -91,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_picture(np.concatenate(row, axis=1), args.out / "side_by_side" / names[image])
     print(f"pictures: {args.out}")
     if failures:
-        raise ValueError(f"{len(failures)} of {len(images)} images could not be segmented")
+        raise ValueError(
+            f"{len(failures)} of {len(images)} images could not be segmented, the first: "
+            f"{next(iter(failures.values()))}"
+        )
 
 
 def load_models(args: argparse.Namespace, tasks: list[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -171,7 +174,7 @@ def run(model, names: dict[Path, str], folder: Path, args) -> tuple[dict[Path, s
             picture = read_picture(model.cfg, str(image))
         except (OSError, ValueError) as error:
             failed[image] = " ".join(str(error).split())
-            print(f"error: {failed[image]}", file=sys.stderr)
+            print(f"left out: {failed[image]}", file=sys.stderr)
             continue
         finally:
             if bar is not None:

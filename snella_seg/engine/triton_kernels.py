@@ -14,9 +14,11 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton, tl = None, SimpleNamespace(constexpr=None)
+    triton = tl = None
 
 NEEDED = ("fma", "sqrt_rn", "div_rn", "histogram", "cumsum", "trans")
+if not all(hasattr(tl, name) for name in NEEDED):  # none, or Triton before 3.0
+    triton, tl = None, SimpleNamespace(constexpr=None)
 
 
 def _jit(function):

@@ -13,7 +13,7 @@ from ..functional import SCHEDULES
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
 from ..layers.typed_options import typed_options
-from .epochs import images_per_iteration, iterations_per_epoch
+from .epochs import images_per_iteration, iterations_between
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
 from .of_runner import optim_wrappers, plain_model
@@ -45,7 +45,9 @@ class SparsityAllocationHook(Hook):
 
     Args:
         target_sparsity: share of all adapted weights that are zero in the end, in [0, 1).
-        interval: iterations between reallocations; None for one epoch.
+        interval: iterations between reallocations; None for one epoch. A run that is resumed with
+            another number of images an iteration (more processes, larger batches) keeps to the
+            images that lay between them.
         warmup_epochs: intervals that keep the initial budget.
         final_epochs: intervals that keep the target budget; 1 reaches it in the last one, 0 is
             the published schedule, which ends just above.
@@ -138,7 +140,8 @@ class SparsityAllocationHook(Hook):
             self.allocator = None
             runner.logger.info(f"{method.label}: there is no sparsity to allocate")
             return
-        self.period = self.interval or iterations_per_epoch(runner)
+        before = (self._loaded or {}).get("interval") if runner.iter > 0 else None
+        self.period, self._images = iterations_between(runner, self.interval, before or {})
         self.allocator = SparsityAllocator(
             model,
             total_epochs=math.ceil(runner.max_iters / self.period),
@@ -238,6 +241,7 @@ class SparsityAllocationHook(Hook):
             checkpoint["snella"] = {
                 **self.allocator.state_dict(),
                 "schedule": self._schedule(runner),
+                "interval": {"given": self.interval, "images": self._images},
             }
 
     def _schedule(self, runner) -> dict[str, int | str | None]:
@@ -268,7 +272,17 @@ class SparsityAllocationHook(Hook):
                 f"resumed with another schedule of the budget ({', '.join(changes)}): it goes on "
                 f"from the {in_force} weights in force to {target}"
                 + (", and grows, as asked for" if target > in_force else ", and does not grow")
+                + self._apart(now, before)
             )
+
+    def _apart(self, now: dict, before: dict) -> str:
+        """How far reallocations are apart, where an iteration takes another number of images."""
+        each = now["images an iteration"]
+        if not each or each == before.get("images an iteration", each):
+            return ""
+        wanted = f", as near as whole iterations come to {self._images}"
+        kept = each * self.period == self._images
+        return f"; reallocations are {each * self.period} images apart{'' if kept else wanted}"
 
     def _record(self, runner, epoch: int, step: int, due: bool = True) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.branch import draw_kept
+from .compiling import is_compiling
 from .module import AdaptedModule
 
 
@@ -131,7 +132,7 @@ class AdaptedMultiheadAttention(AdaptedModule, FusedMultiheadAttention):
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same values of the same graph, if seen through two views."""
-    if a is b or torch.compiler.is_compiling():  # which knows no addresses
+    if a is b or is_compiling():  # which knows no addresses
         return a is b
     return (
         a.data_ptr() == b.data_ptr()

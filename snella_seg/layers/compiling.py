@@ -84,6 +84,12 @@ def effective_weight(layer: "AdaptedModule") -> Tensor:
     return _weight_outside(layer)
 
 
+def is_compiling() -> bool:
+    """Whether a graph is being made; before torch 2.3 compilers see the layers' own code."""
+    asked = getattr(torch.compiler, "is_compiling", None)
+    return asked is not None and bool(asked())
+
+
 def _exporting() -> bool:
     asked = getattr(torch.compiler, "is_exporting", None)  # torch < 2.7 has none
     return asked is not None and bool(asked())
@@ -189,9 +195,15 @@ def _under(dtype: torch.dtype, weight: Tensor) -> torch.autocast:
 
 
 _product: Any = None
-if hasattr(torch.library, "custom_op"):
+if hasattr(torch.library, "custom_op"):  # torch >= 2.4, which infers no schema from our types
+    _PLACE = "SymInt layer, SymInt start, SymInt stop"
 
-    @torch.library.custom_op("snella_seg::product", mutates_args=())
+    @torch.library.custom_op(
+        "snella_seg::product",
+        mutates_args=(),
+        schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor[] params, {_PLACE}, bool live, "
+        "ScalarType dtype) -> (Tensor, Tensor)",
+    )
     def _product(
         x: Tensor,
         weight: Tensor,
@@ -220,7 +232,12 @@ if hasattr(torch.library, "custom_op"):
         state = x.new_empty(_state_size(params), dtype=working if live else dtype)
         return y, state
 
-    @torch.library.custom_op("snella_seg::product_backward", mutates_args=())
+    @torch.library.custom_op(
+        "snella_seg::product_backward",
+        mutates_args=(),
+        schema="(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor[] params, "
+        f"Tensor state, {_PLACE}, ScalarType dtype, bool[] needs) -> Tensor[]",
+    )
     def _product_backward(
         grad_y: Tensor,
         x: Tensor,

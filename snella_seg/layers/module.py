@@ -131,7 +131,7 @@ class AdaptedModule(nn.Module):
         :meth:`effective_weight`; in half precision they keep a product of their own then, too.
         ``kept`` says what drop-path keeps, for several products that are to drop the same.
         """
-        if torch.compiler.is_compiling():
+        if compiling.is_compiling():
             return compiling.product(self, x, bias, start, stop, kept)
         rows = slice(start, stop)
         if not self.adapters_enabled or not self.adapters:
@@ -206,7 +206,7 @@ class AdaptedModule(nn.Module):
         """
         if not self.adapters_enabled or not self.adapters:
             return self.base_weight
-        if torch.compiler.is_compiling():
+        if compiling.is_compiling():
             return compiling.effective_weight(self)
         if self.is_sharded:
             return self.base_parameter

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..engine.precision import autocast_dtype
 from ..engine.recipe import Recipe, mark
+from .compiling import is_compiling
 
 RECOMPUTED = (nn.GELU, nn.LayerNorm)
 
@@ -39,7 +39,7 @@ def disable_recompute(model: nn.Module) -> None:
 
 
 def _mark_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-    if torch.compiler.is_compiling():  # the compiler decides itself what it keeps
+    if is_compiling():  # the compiler decides itself what it keeps
         return
     if output.requires_grad and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         recipe = Recipe(module.forward, autocast_dtype(output.device.type))

@@ -90,10 +90,12 @@ def test_preflight_names_the_file(tool, spoilt):
 
 
 def test_training_ends_in_a_line(tool, spoilt, tmp_path):
-    config, _, told = spoilt
+    config, before, told = spoilt
     done = tool("train", config, "--work-dir", tmp_path / "run")
     if told is None:
         assert done.code == 0, done.err
+        said = done.out.count("no label of the first pass over the training set is of class build")
+        assert said == ("hold a single class" in before)  # a warning
     else:
         refused(done, told)
 

@@ -25,6 +25,16 @@ def finished(tmp_path_factory, tiny_dataset):
     return config, folder / "run"
 
 
+@pytest.fixture(scope="module")
+def merged(finished, tmp_path_factory):
+    """Stock config and checkpoint of that run."""
+    from helpers import run_tool
+
+    (config, run), folder = finished, tmp_path_factory.mktemp("merged")
+    assert run_tool("merge", config, run / "iter_8.pth", folder) == 0
+    return folder / "merged.py", folder / "merged.pth"
+
+
 def zero_a_page(path):
     """Zero bytes in the midst of the largest tensor of a file, as a bad disk does."""
     with zipfile.ZipFile(path) as archive:
@@ -151,6 +161,28 @@ def test_what_cannot_be_resumed(tool, finished, picture, tmp_path, kind):
             assert tool(*commands[use]).code == 0
 
 
+@pytest.mark.parametrize("kind", ["merged", "no state of ours", "no hook"])
+def test_what_is_taken_is_warned_of(tool, finished, merged, tmp_path, kind):
+    """A fresh task may begin from any model of the kind, and a run without what can be regrown."""
+    config, run = finished
+    (tmp_path / "no_hook.py").write_text(f"_base_ = {str(config)!r}\ncustom_hooks = []")
+    content = torch.load(run / "iter_4.pth", weights_only=False)
+    torch.save({**content, "snella": None}, tmp_path / "resumed.pth")
+    command, said = {
+        "merged": (
+            (config, "--cfg-options", f"load_from={merged[1]}"),
+            "The checkpoint holds no SNELLA adapters: they keep their initial values",
+        ),
+        "no state of ours": (
+            (config, "--resume", tmp_path / "resumed.pth"),
+            "the resumed checkpoint holds no SNELLA state: importances start from zero",
+        ),
+        "no hook": ((tmp_path / "no_hook.py",), "without a SparsityAllocationHook: matrices do no"),
+    }[kind]
+    done = tool("train", command[0], "--work-dir", tmp_path / "run", *command[1:])
+    assert done.code == 0 and said in done.out + done.err
+
+
 def test_weights_alone_cannot_be_resumed(tool, finished, tmp_path):
     config, run = finished
     path = tmp_path / "weights.pth"
@@ -171,16 +203,6 @@ def test_resuming_falls_back_to_an_earlier_checkpoint(tool, finished, tmp_path):
     assert "an earlier checkpoint is used" in done.out + done.err
     assert damage(tmp_path / "run" / "iter_8.pth") is None  # written anew
     assert history(tmp_path / "run") == history(run)
-
-
-@pytest.fixture(scope="module")
-def merged(finished, tmp_path_factory):
-    """Stock config and checkpoint of that run."""
-    from helpers import run_tool
-
-    (config, run), folder = finished, tmp_path_factory.mktemp("merged")
-    assert run_tool("merge", config, run / "iter_8.pth", folder) == 0
-    return folder / "merged.py", folder / "merged.pth"
 
 
 @pytest.mark.parametrize("use", ["test", "merge", "segment", "export", "adapter", "delta"])

@@ -257,6 +257,8 @@ def test_probabilities_out_of_range_are_refused():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_tiny_deltas_of_the_start_survive_half_precision(dtype):
     """About 1e-7 each, which float16 cannot hold."""
+    if dtype == torch.float16 and not hasattr(torch, "get_autocast_dtype"):
+        pytest.skip("needs torch 2.4: before, a CPU's mixed precision is bfloat16")
     torch.manual_seed(0)
     p, q = (torch.empty(2, 256, 16).uniform_(-1 / 64, 1 / 64) for _ in range(2))
     scalars = [torch.tensor([v]) for v in (1.0, 1.0, 0.0)]

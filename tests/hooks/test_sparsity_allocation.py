@@ -49,7 +49,16 @@ class Numbers(torch.utils.data.Dataset):
         return dict(inputs=x, target=x.sum(0, keepdim=True))
 
 
-def train(work_dir, max_iters=18, by_epoch=False, model=None, optim=None, runner=None, **hook):
+def train(
+    work_dir,
+    max_iters=18,
+    by_epoch=False,
+    model=None,
+    optim=None,
+    runner=None,
+    batch_size=4,
+    **hook,
+):
     if by_epoch:
         loop = dict(type="EpochBasedTrainLoop", max_epochs=max_iters // 3)
     else:
@@ -61,7 +70,7 @@ def train(work_dir, max_iters=18, by_epoch=False, model=None, optim=None, runner
         work_dir=str(work_dir),
         train_cfg=loop,
         train_dataloader=dict(
-            batch_size=4,
+            batch_size=batch_size,
             num_workers=0,
             dataset=Numbers(),
             sampler=dict(type=sampler, shuffle=True),
@@ -333,6 +342,18 @@ def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
     assert log.count("is larger than the frozen weight") == 1
 
 
+def back_to(work_dir, iteration):
+    """Let the last checkpoint of a run be an earlier one."""
+    for path in work_dir.glob("iter_*.pth"):
+        if int(path.stem.removeprefix("iter_")) > iteration:
+            path.unlink()
+    (work_dir / "last_checkpoint").write_text(str(work_dir / f"iter_{iteration}.pth"))
+
+
+def newest_log(work_dir):
+    return max(work_dir.glob("*/*.log"), key=lambda path: path.stat().st_mtime).read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -344,14 +365,45 @@ def test_a_delta_larger_than_its_weight_is_told_of(tmp_path, allocation):
 )
 def test_a_budget_does_not_grow_after_resuming(tmp_path, change, said):
     train(tmp_path, max_iters=18, target_sparsity=0.75)
-    for path in tmp_path.glob("iter_*.pth"):
-        if int(path.stem.removeprefix("iter_")) > 9:
-            path.unlink()
-    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_9.pth"))
+    back_to(tmp_path, 9)
     options = dict(max_iters=18, target_sparsity=0.75) | change
     runner = train(tmp_path, runner=dict(resume=True), **options)
     budgets = [line["budget"] for line in history(tmp_path)]
     assert budgets == sorted(budgets, reverse=True)
     assert budgets[-1] == round((1 - options["target_sparsity"]) * sum((8 * 24, 24 * 16)))
-    assert said in next(iter(sorted(tmp_path.glob("*/*.log"))[::-1])).read_text()
+    assert said in newest_log(tmp_path)
     assert runner.iter == options["max_iters"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "batch_size", "apart", "said"),
+    [
+        (6, 8, 3, "reallocations are 24 images apart"),
+        (3, 8, 2, "reallocations are 16 images apart, as near as whole iterations come to 12"),
+        (6, 2, 12, "reallocations are 24 images apart"),
+        (None, 6, 2, "reallocations are 12 images apart"),  # one pass over the training set
+    ],
+)
+def test_other_images_an_iteration_leave_reallocations_where_they_were(
+    tmp_path, interval, batch_size, apart, said
+):
+    """As resuming on more or fewer processes has, which takes their number times the batch."""
+    options = dict(max_iters=24, target_sparsity=0.75, interval=interval)
+    train(tmp_path, **options)
+    back_to(tmp_path, 12)
+    train(tmp_path, runner=dict(resume=True), batch_size=batch_size, **options)
+    resumed = [line["iter"] for line in history(tmp_path) if line["iter"] > 12]
+    assert resumed == [i for i in range(13, 24) if i % apart == 0]
+    assert said in newest_log(tmp_path)
+
+
+def test_images_between_reallocations_do_not_drift(tmp_path):
+    """Through several resumes, until another interval is asked for."""
+    options = dict(max_iters=24, target_sparsity=0.75)
+    train(tmp_path, interval=3, **options)
+    for step, (batch_size, interval, apart) in enumerate([(8, 3, 2), (4, 3, 3), (8, 1, 1)]):
+        back_to(tmp_path, 6 + 3 * step)
+        again = dict(runner=dict(resume=True), batch_size=batch_size, interval=interval)
+        train(tmp_path, **again, **options)
+        *_, last_but_one, last = (line["iter"] for line in history(tmp_path))
+        assert last - last_but_one == apart

@@ -146,6 +146,10 @@ def test_scoring_in_one_graph():
         torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"),
+    reason="needs torch 2.7 or newer: before, export and compile cannot be told apart",
+)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_export_holds_operators_of_torch_alone(name, tmp_path):
     model = make_model(name).eval()
