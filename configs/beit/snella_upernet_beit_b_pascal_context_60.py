@@ -3,11 +3,10 @@ _base_ = [
     "../_base_/datasets/pascal_context_60.py",
     "../_base_/models/upernet_beit_b.py",
     "../_base_/schedules/snella_160k_beit_b.py",
+    "../_base_/windows_480.py",
 ]
 model = dict(
-    data_preprocessor=dict(size=(480, 480)),
-    backbone=dict(backbone=dict(img_size=(480, 480))),
+    **_base_.windows_480,
     decode_head=dict(num_classes=60),
     auxiliary_head=dict(num_classes=60),
-    test_cfg=dict(crop_size=(480, 480), stride=(320, 320)),
 )

@@ -1,6 +1,7 @@
 """Merging: adapters added to their weights, and what remains is a stock model."""
 
 import copy
+import inspect
 import weakref
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import mmseg.registry
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..configs import type_name
@@ -124,6 +126,10 @@ def stock_config(config: Config) -> Config:
     new = copy.deepcopy(config.to_dict())
     for key in ("prepare", "work_dir", "load_from", "resume", "launcher"):
         new.pop(key, None)
+    read = inspect.signature(Runner.__init__).parameters
+    for key in new.keys() - read.keys():  # variables, such as those of pieces for other configs
+        if isinstance(new[key], dict) and _is_ours(new[key]):
+            del new[key]
     model = new["model"]
     model["backbone"] = _inner(model["backbone"])
     model.pop("pretrained", None)

@@ -116,6 +116,7 @@ def test_the_stock_config_has_no_trace_and_keeps_the_rest(config):
     config.custom_imports.imports.append("os")
     config.optim_wrapper.paramwise_cfg = dict(custom_keys=dict(adapters=dict(lr_mult=3), head={}))
     config.default_hooks.checkpoint.update(type="SnellaCheckpointHook", slim=True)
+    config.piece = dict(type="SnellaBackbone", method="snella_v2")  # as the zoo's have it
     before = copy.deepcopy(config.to_dict())
     stock = stock_config(config)
     assert config.to_dict() == before
