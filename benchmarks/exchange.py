@@ -50,6 +50,13 @@ def main() -> None:
         for processes in (2, 8, 64, 256):
             sent = 2 * (processes - 1) / processes * 4 * found["trained"]
             print(f"  {processes} processes: {sent / 2**20:.0f} MiB a process and step")
+            frozen = 4 * (found["all"] - found["trained"])
+            gathered = 2 * (processes - 1) / processes * frozen
+            if frozen:
+                print(
+                    f"    with a sharded base {(sent + gathered) / 2**20:.0f} MiB, and "
+                    f"{frozen / processes / 2**20:.0f} MiB of it held"
+                )
 
 
 if __name__ == "__main__":

@@ -141,6 +141,8 @@ def stock_config(config: Config) -> Config:
     hooks = [h for h in new.pop("custom_hooks", None) or [] if not _is_ours(h)]
     if hooks:
         new["custom_hooks"] = hooks
+    if type_name(new.get("model_wrapper_cfg") or {}) == "SnellaFullyShard":
+        del new["model_wrapper_cfg"]
     checkpoint = new.get("default_hooks", {}).get("checkpoint", {})
     if type_name(checkpoint) == "SnellaCheckpointHook":
         checkpoint["type"] = "CheckpointHook"

@@ -75,13 +75,19 @@ def test_state_round_trip_and_refusal():
     step(layers, 0)
     first.update()
     second = ImportanceTracker(layers)
-    second.load_state_dict(first.state_dict())
+    saved = first.state_dict()
+    second.load_state_dict(saved)
     assert second.scores() == first.scores() and max(first.scores()) > 0
     with pytest.raises(ValueError, match="differ in importance"):
         ImportanceTracker(layers, "magnitude").load_state_dict(first.state_dict())
-    state = {**first.state_dict(), "names": ["other"]}
-    with pytest.raises(ValueError, match="differ in names"):
-        second.load_state_dict(state)
+    for change, message in (
+        (dict(names=["other"]), "differ in names"),
+        (dict(average=[m[:1] for m in saved["average"]]), "factors of other shapes"),
+        (dict(uncertainty=[m / 0 for m in saved["uncertainty"]]), "are not finite, the run had"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            second.load_state_dict({**saved, **change})
+    assert second.scores() == first.scores()
 
 
 def test_one_wild_gradient_is_soon_forgotten():

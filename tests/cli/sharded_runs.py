@@ -45,8 +45,10 @@ class SaveRank(Hook):
             "losses": self.losses,
             "frozen": self.frozen,
             "unaccounted": self.unaccounted,
-            "task": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
-            "sparsity": {n: b for n, b in model.named_buffers() if n.endswith(".sparsity")},
+            "task": {
+                **{n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
+                **{n: b for n, b in model.named_buffers() if n.endswith(".sparsity")},
+            },
         }
         torch.save(found, f"{runner.work_dir}/rank{get_rank()}.pth")
 

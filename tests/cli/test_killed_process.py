@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT, history
 
 KILLER = """
@@ -40,6 +41,7 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+@pytest.mark.skipif("SNELLA_PROCESSES" not in os.environ, reason="SNELLA_PROCESSES=2 runs it")
 def test_the_others_end_and_the_last_checkpoint_resumes(tool, tiny_config_file, tmp_path):
     """No launcher watches over these two, as torchrun would: the survivor ends of itself."""
     config, work_dir = tmp_path / "killed.py", tmp_path / "run"

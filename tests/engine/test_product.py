@@ -254,6 +254,12 @@ def test_probabilities_out_of_range_are_refused():
             adapted_linear(x, weight, None, blocks_of(), **{name: 1.0})
 
 
+def test_drop_path_needs_a_batch():
+    x, weight, _ = problem()
+    with pytest.raises(ValueError, match="drop_path leaves out entries of a batch; x is a single"):
+        adapted_linear(x.flatten(0, -2)[0], weight, None, blocks_of(), drop_path=0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_tiny_deltas_of_the_start_survive_half_precision(dtype):
     """About 1e-7 each, which float16 cannot hold."""

@@ -9,6 +9,19 @@ from snella_seg.functional import quantile_threshold, sparsify
 DELTA = torch.tensor([[1.0, -2.0, 3.0], [-4.0, 5.0, -6.0]], dtype=torch.float64)
 
 
+@pytest.mark.parametrize(
+    ("values", "sparsity", "message"),
+    [
+        ([1.0], 1.5, r"sparsity must lie in \[0, 1\], got 1.5"),
+        ([1.0], float("nan"), r"sparsity must lie in \[0, 1\], got nan"),
+        ([], 0.5, "cannot take the threshold of an empty matrix"),
+    ],
+)
+def test_thresholds_that_there_are_not(values, sparsity, message):
+    with pytest.raises(ValueError, match=message):
+        quantile_threshold(torch.tensor(values), sparsity)
+
+
 @given(
     st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
     st.floats(0, 1),

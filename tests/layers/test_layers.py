@@ -284,6 +284,11 @@ def test_a_starved_matrix_is_silent_and_can_come_back():
         (dict(rank=5), "multiple of heads"),
         (dict(rank=0), "multiple of heads"),
         (dict(initial_sparsity=1.0), r"\[0, 1\)"),
+        (dict(sparsifier="none", initial_sparsity=0.5), "'none' keeps all weights, got initial_sp"),
+        (dict(scale=0.0), "scale must be a positive number, got 0.0"),
+        (dict(scale=float("inf")), "scale must be a positive number, got inf"),
+        (dict(kernel="linear", spread=0.1), "spread is for kernels of distances"),
+        (dict(kernel="distance", spread=-1.0), "spread must be a number and not negative, got -1"),
     ],
 )
 def test_bad_options_say_why(options, message):
