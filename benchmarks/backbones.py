@@ -1,21 +1,27 @@
 """Which families of backbones work, check by check: the table of docs/backbones.md.
 
-``python benchmarks/backbones.py`` builds each at toy size and prints the table as Markdown.
+``python benchmarks/backbones.py`` builds each at toy size and prints the table as Markdown, and
+under it why files of some are not free; names of families print their rows alone.
 """
 
 import copy
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 from tiny_backbones import OTHER_SIZE, TINY
-from torch import Tensor
+from torch import Tensor, nn
 
 import snella_seg.register  # noqa: F401
-from snella_seg.artifacts import merge_adapters
+from snella_seg.artifacts import export_segmentor, merge_adapters
 from snella_seg.inject import list_adapters
+from snella_seg.loading import CheckpointError
 from snella_seg.models import SnellaBackbone, describe_backbone, strip_frozen
 from snella_seg.models.image_size import with_timm_options
 
@@ -131,13 +137,51 @@ CHECKS: dict[str, Callable[[str], None]] = {
 }
 
 
+#: What of images varies in an exported file -> its cell.
+FREEDOM = {"batch and size": "any size", "batch": "fixed size", "nothing": "one image"}
+
+
+def segmentor(name: str) -> nn.Module:
+    """The tiny backbone of a family, wrapped, under a linear head of 4 classes on all its maps."""
+    backbone = build(name)
+    channels = describe_backbone(backbone).channels
+    stock = dict(mean=[120.0] * 3, std=[60.0] * 3, size=SIZE)
+    config = ConfigDict(
+        type="EncoderDecoder",
+        data_preprocessor=dict(type="SegDataPreProcessor", **stock),
+        backbone=dict(type="SnellaBackbone", backbone=TINY[name], adapter=dict(rank=4)),
+        decode_head=dict(
+            type="LinearHead",
+            in_channels=list(channels),
+            in_index=list(range(len(channels))),
+            num_classes=4,
+        ),
+        test_cfg=dict(mode="whole"),
+    )
+    model = MODELS.build(copy.deepcopy(config)).eval()
+    model.backbone = backbone
+    nn.init.normal_(model.decode_head.conv_seg.weight)  # logits that tell
+    return model
+
+
+def exported(name: str) -> tuple[str, str]:
+    """The cell of the family's ONNX file, which onnxruntime runs, and why it is not freer."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = export_segmentor(segmentor(name), Path(folder) / "model.onnx")
+        except (ValueError, CheckpointError) as error:
+            return "no", str(error).replace(folder, "").lstrip("/")
+    reason = "; ".join(why for _, why in report.refused)
+    return FREEDOM[report.info["varies"]], reason
+
+
 def fixed_size(name: str) -> bool:
     """Whether a family takes images of its own size only."""
     return isinstance(build(name).image_sizes.rule, str) and build(name).image_sizes.rule != "any"
 
 
-def row(name: str) -> str:
-    """A family's row of the table."""
+def row(name: str) -> tuple[str, list[str]]:
+    """A family's row of the table, and what is said of it below."""
     facts, cells = describe_backbone(build(name)), []
     for check, run in CHECKS.items():
         if check == "any size" and fixed_size(name):
@@ -148,19 +192,28 @@ def row(name: str) -> str:
             cells.append("yes")
         except (AssertionError, RuntimeError, ValueError) as error:
             cells.append(f"no: {str(error).splitlines()[0][:60]}")
+    cell, reason = exported(name)
+    cells.append(cell)
+    notes = [f"- {name}: {reason}"] if reason else []
     kinds = ", ".join(facts.coverage.matrices)
     left = ", ".join(dict.fromkeys(one.kind for one in facts.coverage.left_out)) or "-"
-    return f"| {name} | {kinds} | {left} | {' | '.join(cells)} |"
+    return f"| {name} | {kinds} | {left} | {' | '.join(cells)} |", notes
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     """Print the table."""
     register_all_modules()
-    print(f"| family | adapted by 'auto' | left out of blocks | {' | '.join(CHECKS)} |")
-    print("|---" * (3 + len(CHECKS)) + "|")
-    for name in TINY:
-        print(row(name), flush=True)
+    MMLogger.get_current_instance().setLevel("WARNING")
+    columns = (*CHECKS, "ONNX")
+    print(f"| family | adapted by 'auto' | left out of blocks | {' | '.join(columns)} |")
+    print("|---" * (3 + len(columns)) + "|")
+    notes: list[str] = []
+    for name in names or TINY:
+        line, more = row(name)
+        print(line, flush=True)
+        notes += more
+    print("", *notes, sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ from .adapter_file import AdapterFile, read_adapter, save_adapter  # noqa: E402
 from .adapter_loading import load_adapter  # noqa: E402
 from .compose import adapter_overlap, combine_adapters  # noqa: E402
 from .exportable import Deployable  # noqa: E402
-from .exporting import ExportReport, Proof, export_segmentor  # noqa: E402
+from .exporting import ExportReport, export_segmentor  # noqa: E402
 from .merging import (  # noqa: E402
     half_precision_loss,
     merge_adapters,
@@ -18,6 +18,7 @@ from .merging import (  # noqa: E402
     stock_config,
     unmerge_adapters,
 )
+from .proving import Proof  # noqa: E402
 from .sparse_delta import (  # noqa: E402
     SparseDelta,
     apply_delta,

@@ -32,6 +32,8 @@ class Deployable(nn.Module):
             module.__class__ = _EXPORTABLE.get(type(module), type(module))
             if hasattr(module, "dynamic_feat_size"):  # of timm, which may not be installed
                 module.dynamic_feat_size = functools.partial(_grid, module)
+            if type(module).__name__ in _WINDOWED:
+                module.fused_attn = False
         self.model, self.labels = model.requires_grad_(False), labels
         processor = model.data_preprocessor
         swaps = processor._channel_conversion
@@ -114,8 +116,22 @@ _EXPORTABLE: dict[type, type] = {
     nn.AdaptiveAvgPool2d: _AnySizePool,
     ShiftWindowMSA: _AnyBatchWindows,
 }
+#: Classes of timm whose fused attention has an axis for windows, which ONNX's has not.
+_WINDOWED = {"MaskUnitAttention", "LocallyGroupedAttn"}
+
+
+#: Classes of timm whose windows take minutes to follow for images of any size.
+_SLOW = {"TinyVitBlock", "MultiScaleBlock"}
 
 
 def fixes_size(model: nn.Module) -> bool:
-    """Whether a model makes masks of a size that its code reads off the image, step by step."""
-    return any(isinstance(module, ShiftWindowMSA) for module in model.modules())
+    """Whether a model's windows are followed at one size of images alone.
+
+    The masks of shifted windows are of a size that stock code reads off the image, step by step.
+    """
+    return any(
+        isinstance(module, ShiftWindowMSA)
+        or hasattr(module, "get_attn_mask")  # timm's shifted windows
+        or type(module).__name__ in _SLOW
+        for module in model.modules()
+    )

@@ -13,45 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmseg.models import EncoderDecoder
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..loading import CheckpointError, atomic_write
-from ..models import find_wrappers, load_image
+from ..models import find_wrappers
 from ..models.bands import input_bands
 from ..models.image_size import ImageSizes
-from .exportable import Deployable, encode_decode, fixes_size, to_labels
+from .exportable import Deployable, fixes_size
+from .proving import Proof, proof_batches, proof_image, proof_sample, prove, refuse_unequal
 
 #: What of a file's images may vary, the most useful first.
 FREEDOMS = ("batch and size", "batch", "nothing")
-#: How much logits may differ, as a share of the largest, and how many labels must be the same.
-TOLERANCE, SAME_LABELS = 1e-4, 0.999
 _STEP = 32  # of sizes, where a backbone takes any: the coarsest map of common ones
 _LARGEST = 2**31 - 2**24  # bytes of weights in one ONNX file
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a file gave for a batch, against the model that it was made of.
-
-    Attributes:
-        shape: of the images, (N, bands, H, W).
-        difference: the largest of logits; None where the file gives labels.
-        largest: logit of the model.
-        same: share of pixels with the same label.
-    """
-
-    shape: tuple[int, ...]
-    difference: float | None
-    largest: float
-    same: float
-
-    @property
-    def holds(self) -> bool:
-        close = self.difference is None or self.difference <= TOLERANCE * max(self.largest, 1.0)
-        return close and self.same >= SAME_LABELS  # NaN does not hold
 
 
 @dataclass(frozen=True)
@@ -109,19 +84,19 @@ def export_segmentor(
     window = _window(model, size, fixed, step)
     if path.suffix == ".onnx" and _bytes(model) > _LARGEST:
         raise ValueError("an ONNX file holds 2 GB at most, and these weights are more: name a .pt2")
-    given = _picture(model, image, window)
+    given = proof_image(model, image, window)
     deployable = Deployable(model, labels, normalise)
     refused: list[tuple[str, str]] = []
     for freedom in FREEDOMS[1:] if size or fixed or fixes_size(model) else FREEDOMS:
         info = _info(model, deployable, freedom, step, window)
-        batches = _batches(given, freedom, step, window)
-        samples = [_sample(model, batch, normalise) for batch in batches]
+        batches = proof_batches(given, freedom, step, window)
+        samples = [proof_sample(model, batch, normalise) for batch in batches]
         try:
             program = _program(deployable, samples[0][0].shape[1], freedom, step, window)
             with atomic_write(path) as partial:
                 run = _WRITERS[path.suffix](program, partial, info, opset)
-                proofs = tuple(_prove(run, deployable, *sample) for sample in samples)
-                _refuse_unequal(path, proofs)
+                proofs = tuple(prove(run, deployable, *sample) for sample in samples)
+                refuse_unequal(path, proofs)
         except (CheckpointError, OSError):
             raise
         except Exception as error:  # whatever the exporters or the runtime find in stock code
@@ -185,61 +160,6 @@ def _window(model: nn.Module, size, fixed, step: int) -> tuple[int, int]:
     usual = getattr(model.data_preprocessor, "size", None) or (512, 512)
     found = tuple(size or fixed or (usual if len(tuple(usual)) == 2 else (512, 512)))
     return tuple(max(side // step, 2) * step for side in found) if not (size or fixed) else found
-
-
-def _picture(model: nn.Module, image: str | None, size: tuple[int, int]) -> Tensor:
-    """An image as the test pipeline gives it, or noise, (1, bands, H, W) in float32."""
-    if image is not None:
-        return load_image(model.cfg, image)["inputs"][0][None].float()
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, input_bands(model.backbone), *size, generator=generator) * 255
-
-
-def _batches(given: Tensor, freedom: str, step: int, window: tuple[int, int]) -> list[Tensor]:
-    """Images to prove a file on: of all sizes and numbers that it is said to take."""
-
-    def resized(height: int, width: int) -> Tensor:
-        size = [max(side // step, 1) * step for side in (height, width)]
-        return F.interpolate(given, size, mode="bilinear", align_corners=False)
-
-    usual = resized(*window)
-    if freedom == "nothing":
-        return [usual]
-    several = torch.cat([usual, usual.flip(-1), usual * 0.5])
-    if freedom == "batch":
-        return [usual, several]
-    return [resized(*given.shape[-2:]), several, resized(window[0] + step, window[1])]
-
-
-@torch.no_grad()
-def _sample(model: nn.Module, images: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
-    """What a file is given of images (N, bands, H, W), and the model's logits of them."""
-    data = dict(inputs=list(images), data_samples=[SegDataSample() for _ in images])
-    inputs = model.data_preprocessor(data, False)["inputs"]
-    return (images if normalise else inputs), encode_decode(model, inputs)
-
-
-def _prove(
-    run: Callable[[Tensor], Tensor], deployable: Deployable, images: Tensor, logits: Tensor
-) -> Proof:
-    found, expected = run(images), to_labels(logits, deployable.threshold)
-    if deployable.labels:
-        difference, labels = None, found
-    else:
-        difference = float((found - logits).abs().max())
-        labels = to_labels(found, deployable.threshold)
-    same = float((labels == expected).float().mean())
-    return Proof(tuple(images.shape), difference, float(logits.abs().max()), same)
-
-
-def _refuse_unequal(path: Path, proofs: tuple[Proof, ...]) -> None:
-    for proof in proofs:
-        if not proof.holds:
-            raise CheckpointError(
-                f"{path} does not compute what the model computes, and was not kept: on images of "
-                f"{proof.shape} logits differ by {proof.difference} (largest {proof.largest:.2f}), "
-                f"{proof.same:.2%} of the labels are the same"
-            )
 
 
 def _program(

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import re
 import sys
 
 import cv2
@@ -19,6 +21,7 @@ from snella_seg.loading import CheckpointError
 from snella_seg.models import describe_backbone
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import backbones  # noqa: E402
 from tiny_backbones import TINY  # noqa: E402
 
 SUFFIXES = [".onnx", ".pt2"]
@@ -30,6 +33,8 @@ VARIES = {
     "timm ViT": "batch and size",
     "timm DINOv2": "batch and size",
 }
+#: Of the other families, one of each kind; SNELLA_ALL_EXPORTS=1 takes them all.
+SOME = ["timm Hiera", "timm Swin", "timm TinyViT"]
 
 
 def need(suffix: str) -> None:
@@ -76,6 +81,17 @@ def test_families(tiny_config_file, tmp_path, family, suffix):
     assert all(proof.holds and proof.same == 1 for proof in report.proofs)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("family", TINY if os.environ.get("SNELLA_ALL_EXPORTS") else SOME)
+def test_the_table_of_the_docs_says_what_onnx_takes(family):
+    need(".onnx")
+    text = (ROOT / "docs" / "backbones.md").read_text()
+    cell = re.search(rf"^\| {re.escape(family)} \|.*\| ([^|]+) \|$", text, re.MULTILINE)[1]
+    if cell == "-":
+        pytest.skip("docs/backbones.md says why this one was not tried")
+    init_default_scope("mmseg")
+    assert backbones.exported(family)[0] == cell
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])

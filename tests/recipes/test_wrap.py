@@ -82,6 +82,20 @@ def test_stock_config_wraps_and_trains(name):
     assert not frozen & changed
 
 
+def test_mask2former_wraps_and_trains():
+    pytest.importorskip(
+        "mmdet.models",
+        reason="needs mmdet and an mmcv with compiled operators (docs/wrap.md)",
+        exc_type=ImportError,
+    )
+    cfg = wrap_config(stock("mask2former/mask2former_swin-t_8xb2-90k_cityscapes-512x1024.py"))
+    shrink(cfg)
+    model, _, changed = train_step(cfg)
+    assert len(list_adapters(model)) == 48  # 8 blocks of q, k, v, proj, fc1, fc2
+    assert {name.partition(".")[0] for name in changed} == {"backbone", "decode_head"}
+    assert any("adapters" in name for name in changed)
+
+
 def test_the_written_config_is_the_wrapped_one(tmp_path):
     base = stock(SOME[3])
     base.custom_imports = dict(imports=["json"], allow_failed_imports=False)
