@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import columns as cut
 from .columns import Columns, Tile, Tiles
+from .distance_tiles import DistanceTiles
 
 
 class CentredTile(NamedTuple):
@@ -65,8 +66,11 @@ class CentredTiles:
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """Take the mean over inputs out of the gradient, then as the plain tiles."""
         if any(needs):
-            mean = self.sums[:, None] / -self.shape[1]
+            mean = self.sums / -self.shape[1]
             for columns in cut.column_tiles(*self.shape):
+                if isinstance(self.plain, DistanceTiles) and not self.plain.mixed:
+                    self.plain.add_gradients_of_outputs(columns, mean)
+                    continue
                 tile = self.plain.tile(columns)
-                self.plain.add_gradients(tile, mean.repeat(1, tile.dense.shape[1]))
+                self.plain.add_gradients(tile, mean[:, None].repeat(1, tile.dense.shape[1]))
         return self.plain.gradients(needs)

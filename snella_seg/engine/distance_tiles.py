@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.delta import in_working_precision
+from ..functional.kernels import head_weights
 from .columns import Columns
 
 #: Pairs with ``|p - q|^2 <= NEAR * (|p|^2 + |q|^2)`` have their distance taken directly.
@@ -117,7 +118,7 @@ class DistanceTiles:
             along = torch.dot(through.flatten(), tile.difference.flatten())
             self.grad_gamma = self.grad_gamma - along * (self.alpha / self.gamma**2)
             grad_difference = grad_dense.add_(through, alpha=self.alpha / self.gamma)
-        p, p_rows = self.p[:, tile.columns], self.p_rows[:, tile.columns]
+        p_rows = self.p_rows[:, tile.columns]
         near_ratios = None
         if tile.near is not None:
             head, out, column = tile.near
@@ -128,19 +129,48 @@ class DistanceTiles:
         ratios = torch.div(grad_difference, tile.distances, out=tile.distances)  # (H, out, columns)
         ratios[1::2].neg_()
         # (-2 sum r q, ., sum r) per column and (sum r p, sum r, .) per output, the quick way round
-        by_p = torch.bmm(self.q_rows.transpose(1, 2), ratios).transpose(1, 2)
-        by_q = torch.bmm(p_rows.transpose(1, 2), ratios.transpose(1, 2)).transpose(1, 2)
-        grad_p = by_p[..., -1:] * p + by_p[..., :-2] * 0.5
+        by_p = torch.bmm(self.q_rows.transpose(1, 2), ratios)
+        by_q = torch.bmm(p_rows.transpose(1, 2), ratios.transpose(1, 2))
+        self._add_products(tile.columns, by_p, by_q, tile.near, near_ratios)
+
+    def add_gradients_of_outputs(self, columns: Columns, grad: Tensor) -> None:
+        """Take in a gradient by D that is the same in all of these columns, (out,).
+
+        One with which :meth:`add_gradients` would do as well, from a tile and a matrix of ``grad``.
+        """
+        p_rows = self.p_rows[:, columns]
+        inverses = torch.bmm(self.q_rows, p_rows.transpose(1, 2))
+        near = self._mend_near_pairs(inverses, columns)
+        inverses.rsqrt_()
+        signed = grad[:, None] * head_weights(len(self.q), 1.0, grad)[:, None, None]  # (H, out, 1)
+        near_ratios = None
+        if near is not None:
+            near_ratios = signed[near[0], near[1], 0] * inverses[near]
+            near_ratios[inverses[near] == math.inf] = 0
+            inverses[near] = 0
+        by_p = torch.bmm((self.q_rows * signed).transpose(1, 2), inverses)
+        by_q = torch.bmm(p_rows.transpose(1, 2), inverses.transpose(1, 2)) * signed.transpose(1, 2)
+        self._add_products(columns, by_p, by_q, near, near_ratios)
+
+    def _add_products(
+        self,
+        columns: Columns,
+        by_p: Tensor,
+        by_q: Tensor,
+        near: tuple[Tensor, Tensor, Tensor] | None,
+        near_ratios: Tensor | None,
+    ) -> None:
+        """Take in products of ratios with the rows, (H, r/H + 2, columns) and (., ., out)."""
+        by_p, by_q = by_p.transpose(1, 2), by_q.transpose(1, 2)
+        grad_p = by_p[..., -1:] * self.p[:, columns] + by_p[..., :-2] * 0.5
         self.grad_q += by_q[..., -2:-1] * self.q - by_q[..., :-2]
-        if near_ratios is not None and tile.near is not None:
-            parts = zip(
-                near_ratios.split(_CHUNK), *(i.split(_CHUNK) for i in tile.near), strict=True
-            )
+        if near_ratios is not None and near is not None:
+            parts = zip(near_ratios.split(_CHUNK), *(i.split(_CHUNK) for i in near), strict=True)
             for ratio, h, o, c in parts:
-                change = ratio[:, None] * self._steps(h, o, c, tile.columns)
+                change = ratio[:, None] * self._steps(h, o, c, columns)
                 grad_p.index_put_((h, c), change, accumulate=True)
                 self.grad_q.index_put_((h, o), -change, accumulate=True)
-        self.grad_p[:, tile.columns] += grad_p
+        self.grad_p[:, columns] += grad_p
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The sums as gradients of ``params``, in their dtypes; None where not needed."""

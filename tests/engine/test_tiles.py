@@ -104,6 +104,22 @@ def test_nearly_equal_rows_keep_their_digits():
     )
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_gradient_that_is_the_same_in_all_columns(heads):
+    """The short way of centred kernels, also where rows nearly or fully coincide."""
+    p, q = params_of(12, 30, heads, kernel="distance")
+    q[:, :3] = p[:, :3] * (1 + 1e-5)
+    q[:, 3] = p[:, 3]
+    grad = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    short, long = (DistanceTiles((p, q), DeltaRule("distance")) for _ in range(2))
+    for part in (slice(0, 16), slice(16, 30)):
+        short.add_gradients_of_outputs(part, grad)
+        tile = long.tile(part)
+        long.add_gradients(tile, grad[:, None].repeat(1, tile.dense.shape[1]))
+    for found, right in zip(short.gradients((True,) * 2), long.gradients((True,) * 2), strict=True):
+        torch.testing.assert_close(found, right)
+
+
 def test_the_same_weights_take_part_in_backward(monkeypatch):
     """Whether tiles are cut as in forward, or only some columns are made."""
     params, rule = params_of(96, 640, columns=16, dtype=torch.float32), DeltaRule("mixed", "hard")
