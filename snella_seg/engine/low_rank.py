@@ -16,6 +16,7 @@ from ..functional.kernels import get_kernel
 from ..functional.sparsify import full_factor, get_sparsifier
 from .blocks import DeltaBlock
 from .call import Call, flat, grouped
+from .matmul import linear, matmul, transposed_matmul
 from .precision import full_precision
 
 
@@ -40,7 +41,7 @@ class LowRankLinear(torch.autograd.Function):
         branch, dtype = call.branch, call.dtype
         with full_precision(x.device):
             used = x.to(dtype)
-            y = F.linear(used, weight.to(dtype), None if bias is None else bias.to(dtype))
+            y = linear(used, weight.to(dtype), None if bias is None else bias.to(dtype))
             rows, thin = branch.drop(branch.select(used)), _thin(call.blocks, dtype)
             everywhere = branch.keep is None
             outer = y.view(-1, y.shape[-1]) if everywhere else y.new_zeros(len(rows), y.shape[-1])
@@ -81,7 +82,7 @@ class LowRankLinear(torch.autograd.Function):
                 grads += [_heads(g, p) for g, p in zip((grad_p, grad_q), block.params, strict=True)]
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = grad_y @ weight.to(call.dtype)
+                grad_x = matmul(grad_y, weight.to(call.dtype))
                 change = (torch.cat(backs, 1), torch.cat([p for p, _ in thin], 1).T)
                 if branch.idle:
                     grad_x.view(-1, grad_x.shape[-1]).addmm_(*change)
@@ -91,7 +92,9 @@ class LowRankLinear(torch.autograd.Function):
             flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
             grad_weight = grad_bias = None
             if ctx.needs_input_grad[1]:
-                grad_weight = (flat_grad.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+                grad_weight = transposed_matmul(flat_grad, x.reshape(-1, x.shape[-1])).to(
+                    weight.dtype
+                )
             if ctx.needs_input_grad[2]:
                 grad_bias = flat_grad.sum(0).to(bias.dtype)
         return grad_x, grad_weight, grad_bias, None, None, *grads

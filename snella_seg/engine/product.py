@@ -16,6 +16,7 @@ from .blocks import DeltaBlock, MadeBlock
 from .branch import Branch
 from .call import Call, flat, grouped
 from .low_rank import is_low_rank, low_rank_linear
+from .matmul import linear, matmul, transposed_matmul
 from .precision import full_precision, merging_loses_deltas, product_dtype
 from .recipe import recipe_of
 from .stack import merge_deltas, product_backward, weight_backward
@@ -38,12 +39,12 @@ def forward_product(
         base = None if call.split else weight
         merged, states = merge_deltas(base, weight.shape, call.blocks, branch.scale)
         if call.split:
-            y = F.linear(used, plain_weight, plain_bias)
+            y = linear(used, plain_weight, plain_bias)
             rows = branch.drop(rows).to(call.delta_dtype)
-            branch.add(y, F.linear(rows, merged.to(rows.dtype)).to(y.dtype))
+            branch.add(y, linear(rows, merged.to(rows.dtype)).to(y.dtype))
         else:
-            rows = F.linear(rows, merged.to(dtype), plain_bias)
-            y = branch.place(rows, lambda left: F.linear(left, plain_weight, plain_bias), used)
+            rows = linear(rows, merged.to(dtype), plain_bias)
+            y = branch.place(rows, lambda left: linear(left, plain_weight, plain_bias), used)
     return y, used, states
 
 
@@ -76,16 +77,16 @@ def backward_product(
         )
         grad_x = None
         if needs_x and call.split:
-            grad_x = grad_y @ plain_weight
+            grad_x = matmul(grad_y, plain_weight)
             assert grad_rows is not None
             branch.add(grad_x, branch.drop(grad_rows).to(grad_x.dtype))
         elif needs_x:
             assert grad_rows is not None
-            grad_x = branch.place(grad_rows, lambda left: left @ plain_weight, grad_y)
+            grad_x = branch.place(grad_rows, lambda left: matmul(left, plain_weight), grad_y)
         flat_grad = grad_y.reshape(-1, grad_y.shape[-1])
         grad_weight = grad_bias = None
         if needs_weight:
-            grad_weight = (flat_grad.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            grad_weight = transposed_matmul(flat_grad, x.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
             assert bias is not None
             grad_bias = flat_grad.sum(0).to(bias.dtype)

@@ -15,6 +15,7 @@ from . import columns as cut
 from . import tiles, triton_delta, whole_delta
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
 from .columns import Columns, Tile, Tiles
+from .matmul import matmul, matmul_into, transposed_matmul
 from .tiles import State
 
 
@@ -85,9 +86,9 @@ def product_backward(
         The gradient by x or None, and those by all parameters in one list.
     """
     if not _all_tiled(made):
-        grad_weight = grad_y.T @ x
+        grad_weight = transposed_matmul(grad_y, x)
         merged, grads = _backward_whole(grad_weight, weight, shape, made, scale, needs_x)
-        return grad_y @ merged.to(grad_y.dtype) if merged is not None else None, grads
+        return matmul(grad_y, merged.to(grad_y.dtype)) if merged is not None else None, grads
 
     grad_x = x.new_empty(0)
     if needs_x:
@@ -95,13 +96,13 @@ def product_backward(
         if not only_sparse:
             grad_x = torch.empty_like(x)
         else:
-            grad_x = torch.zeros_like(x) if weight is None else grad_y @ weight
+            grad_x = torch.zeros_like(x) if weight is None else matmul(grad_y, weight)
 
     def grad_delta(rows: slice, columns: Columns, factor: Tensor) -> Tensor:
         return tiles.masked_product(grad_y[:, rows], x[:, columns], factor)
 
     def use_merged(columns: slice, merged: Tensor) -> None:
-        torch.mm(grad_y, merged.to(grad_y.dtype), out=grad_x[:, columns])
+        matmul_into(grad_y, merged.to(grad_y.dtype), grad_x[:, columns])
 
     def use_sparse(
         rows: slice, columns: Tensor, kept: Tensor, factor: Tensor, scale: float

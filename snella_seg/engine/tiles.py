@@ -27,6 +27,7 @@ from .centred_tiles import CentredTiles, write_centred
 from .columns import Tiles
 from .distance_tiles import DistanceTiles
 from .linear_tiles import LinearTiles
+from .matmul import matmul, transposed_matmul
 from .threshold_search import Bracket, ThresholdSearch
 
 #: What making a delta leaves for backward, small: its threshold, then what its maker needs.
@@ -151,9 +152,9 @@ def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """
     rows = _active_rows(factor)
     if len(rows) > GATHER * len(factor):
-        return (grad_y.T @ x).to(factor.dtype).mul_(factor)
+        return transposed_matmul(grad_y, x).to(factor.dtype).mul_(factor)
     grad = torch.zeros_like(factor)
-    grad[rows] = (grad_y[:, rows].T @ x).to(factor.dtype).mul_(factor[rows])
+    grad[rows] = transposed_matmul(grad_y[:, rows], x).to(factor.dtype).mul_(factor[rows])
     return grad
 
 
@@ -161,8 +162,8 @@ def sparse_product(grad_y: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
     """``grad_y (kept * factor)``, (M, columns), of which empty rows are left out."""
     rows = _active_rows(factor)
     if len(rows) > GATHER * len(factor):
-        return grad_y @ (kept * factor).to(grad_y.dtype)
-    return grad_y[:, rows] @ (kept[rows] * factor[rows]).to(grad_y.dtype)
+        return matmul(grad_y, (kept * factor).to(grad_y.dtype))
+    return matmul(grad_y[:, rows], (kept[rows] * factor[rows]).to(grad_y.dtype))
 
 
 def _active_rows(factor: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""The products of a step on a CPU, by whichever of torch's two libraries is the faster there.
+
+torch multiplies by MKL, which gives AMD's processors about half of what they can do. Its
+convolutions run in oneDNN, which gives all, and a convolution of one pixel is a product. So on
+such a processor large products in single precision are taken as convolutions; elsewhere nothing
+changes. The processor decides and never a clock, so that a run keeps its bits when it is resumed.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: ``SNELLA_ONEDNN=0`` leaves all products to MKL, ``1`` none of the large ones.
+SWITCH = "SNELLA_ONEDNN"
+#: Multiplications from which a convolution pays, and the least number of features.
+LEAST, NARROW = 1 << 24, 64
+#: torch takes a convolution of one pixel to oneDNN from this number of images on (with one thread).
+IMAGES = 16
+#: Pixels of an image below which oneDNN is slow.
+PIXELS = 8
+#: Rows of the gradient by a weight that are made at a time, since their operand is copied.
+ROWS = 1024
+
+
+@lru_cache(maxsize=1)
+def prefers_convolution() -> bool:
+    """Whether this machine's processor is of a kind on which convolutions are the faster products.
+
+    Known of AMD's with AVX-512; :data:`SWITCH` decides otherwise.
+    """
+    asked = os.environ.get(SWITCH)
+    if asked in ("0", "1"):
+        return asked == "1" and torch.backends.mkldnn.is_available()
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    known = "AuthenticAMD" in about and "avx512f" in about
+    return known and torch.backends.mkldnn.is_available()
+
+
+def _images(rows: int) -> int | None:
+    """Into how many images of equal size rows are cut as pixels, the fewest; None: they cannot."""
+    return next((n for n in range(IMAGES, rows // PIXELS + 1) if rows % n == 0), None)
+
+
+def _fits(rows: int, inner: int, outer: int, *operands: Tensor) -> bool:
+    """Whether a product (rows, inner) by (inner, outer) is to be a convolution."""
+    return (
+        rows * inner * outer >= LEAST
+        and min(inner, outer) >= NARROW
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in operands)
+        and prefers_convolution()
+        and not _reduced()
+        and _images(rows) is not None
+    )
+
+
+def _reduced() -> bool:
+    """Whether oneDNN may round the operands of convolutions, as its owner may ask for."""
+    conv = getattr(torch.backends.mkldnn, "conv", None)  # torch < 2.9 has none
+    return getattr(conv, "fp32_precision", "none") in ("tf32", "bf16")
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias``, (M, out), of x (M, in) and weight (out, in)."""
+    rows, images = len(x), _images(len(x))
+    assert images is not None
+    pixels = x.reshape(images, rows // images, 1, -1).permute(0, 3, 1, 2)
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(rows, -1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``, (..., out), of x (..., in) and weight (out, in)."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if not _fits(rows, x.shape[-1], len(weight), x, weight):
+        return F.linear(x, weight, bias)
+    y = _convolve(x.reshape(rows, -1), weight, bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right``, (..., n), of left (..., k) and right (k, n)."""
+    return linear(left, right.T)
+
+
+def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write ``left @ right`` of two matrices into ``out``."""
+    if _fits(len(left), *right.shape, left, right):
+        out.copy_(_convolve(left, right.T))
+    else:
+        torch.mm(left, right, out=out)
+
+
+def transposed_matmul(left: Tensor, right: Tensor) -> Tensor:
+    """``left^T @ right``, (m, n), of left (M, m) and right (M, n)."""
+    parts = left.T.split(ROWS)
+    if not all(_fits(len(part), *right.shape, part, right) for part in parts):
+        return left.T @ right
+    return torch.cat([_convolve(part.contiguous(), right.T) for part in parts])

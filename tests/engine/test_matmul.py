@@ -1,0 +1,142 @@
+"""Products taken as convolutions: the same numbers, and where they are not taken so."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from snella_seg.engine import DeltaBlock, adapted_linear, matmul
+from snella_seg.functional import DeltaRule
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
+@pytest.fixture
+def convolutions(monkeypatch):
+    """Convolutions for all products that have a divisor, and a list of those that were taken."""
+    taken = []
+    convolve = matmul._convolve
+
+    def counted(x, weight, bias=None):
+        taken.append((*x.shape, len(weight)))
+        return convolve(x, weight, bias)
+
+    monkeypatch.setattr(matmul, "prefers_convolution", lambda: True)
+    monkeypatch.setattr(matmul, "LEAST", 1)
+    monkeypatch.setattr(matmul, "_convolve", counted)
+    return taken
+
+
+def equal(found, expected):
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_products(convolutions, bias, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, w, g = torch.randn(2, 64, 96), torch.randn(128, 96), torch.randn(128, 128)
+    b = torch.randn(128) if bias else None
+    try:
+        y = matmul.linear(x, w, b)
+        assert y.shape == (2, 64, 128)
+        equal(y, F.linear(x.double(), w.double(), None if b is None else b.double()))
+        equal(matmul.matmul(g, w), g.double() @ w.double())
+        flat = x.view(128, 96)
+        equal(matmul.transposed_matmul(g, flat), g.double().T @ flat.double())
+        columns = flat[:, 10:80]
+        equal(matmul.transposed_matmul(g, columns), g.double().T @ columns.double())
+        out = torch.zeros(128, 200)
+        matmul.matmul_into(g, w, out[:, 30:126])
+        equal(out[:, 30:126], g.double() @ w.double())
+        assert not out[:, :30].any() and not out[:, 126:].any()
+    finally:
+        torch.set_num_threads(before)
+    assert len(convolutions) == 5
+
+
+def test_tall_gradients_are_made_in_parts(convolutions, monkeypatch):
+    monkeypatch.setattr(matmul, "ROWS", 128)
+    g, x = torch.randn(160, 384), torch.randn(160, 64)
+    equal(matmul.transposed_matmul(g, x), g.double().T @ x.double())
+    assert convolutions == [(128, 160, 64)] * 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "dtype"),
+    [
+        (131, 64, torch.float32),  # a prime number of rows
+        (128, 63, torch.float32),  # narrow
+        (128, 64, torch.float64),
+        (128, 64, torch.bfloat16),
+    ],
+)
+def test_others_stay_as_they_are(convolutions, rows, features, dtype):
+    x, w = torch.randn(rows, features).to(dtype), torch.randn(64, features).to(dtype)
+    assert torch.equal(matmul.linear(x, w), F.linear(x, w))
+    assert not convolutions
+
+
+def test_small_products_and_other_processors_stay(monkeypatch):
+    monkeypatch.setattr(matmul, "_convolve", None)
+    x, w = torch.randn(128, 64), torch.randn(64, 64)
+    monkeypatch.setattr(matmul, "prefers_convolution", lambda: True)
+    assert torch.equal(matmul.linear(x, w), F.linear(x, w))
+    monkeypatch.setattr(matmul, "LEAST", 1)
+    monkeypatch.setattr(matmul, "prefers_convolution", lambda: False)
+    assert torch.equal(matmul.linear(x, w), F.linear(x, w))
+
+
+def test_rounded_convolutions_are_left_alone(convolutions):
+    if not hasattr(torch.backends.mkldnn, "conv"):
+        pytest.skip("needs torch 2.9 or newer")
+    before = torch.backends.mkldnn.conv.fp32_precision
+    x, w = torch.randn(128, 64), torch.randn(64, 64)
+    try:
+        torch.backends.mkldnn.conv.fp32_precision = "bf16"
+        assert torch.equal(matmul.linear(x, w), F.linear(x, w))
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = before
+    assert not convolutions
+
+
+@pytest.mark.parametrize(("asked", "found"), [("0", False), ("1", True)])
+def test_the_switch_decides(monkeypatch, asked, found):
+    monkeypatch.setenv(matmul.SWITCH, asked)
+    matmul.prefers_convolution.cache_clear()
+    try:
+        assert matmul.prefers_convolution() is found
+    finally:
+        matmul.prefers_convolution.cache_clear()
+
+
+RULES = {
+    "snella": DeltaRule("mixed", "weighted"),
+    "snella_v2": DeltaRule("centred", "normalised"),
+    "lora": DeltaRule("linear", "none"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_an_adapted_layer(convolutions, monkeypatch, name):
+    """Output and gradients of a layer, with convolutions and without."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    scalars = [torch.tensor([v]) for v in (1.0, 1.0, 0.0)] if name == "snella" else []
+    params = [draw(2, 96, 8), draw(2, 128, 8), *scalars]
+    x, w, g, results = draw(4, 40, 96), draw(128, 96), draw(4, 40, 128), []
+    for least in (1, 1 << 60):
+        monkeypatch.setattr(matmul, "LEAST", least)
+        leaves = [t.clone().requires_grad_() for t in (x, *params)]
+        sparsity = 0.0 if name == "lora" else 0.6
+        block = DeltaBlock(0, 128, RULES[name], sparsity, tuple(leaves[1:]))
+        y = adapted_linear(leaves[0], w, None, [block])
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, g)])
+        if least == 1:
+            count = len(convolutions)
+    assert len(convolutions) == count >= 2
+    for with_them, without in zip(*results, strict=True):
+        torch.testing.assert_close(with_them, without, rtol=1e-4, atol=1e-4)
