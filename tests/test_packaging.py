@@ -48,7 +48,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_package_configs_and_tools(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     package = [*ROOT.glob("snella_seg/**/*.py"), *ROOT.glob("snella_seg/lab/templates/*")]
-    for path in [*package, ROOT / "snella_seg/py.typed"]:
+    for path in [*package, *ROOT.glob("snella_seg/**/*.c"), ROOT / "snella_seg/py.typed"]:
         assert path.relative_to(ROOT).as_posix() in held
     for folder in ("configs", "tools"):
         for path in ROOT.glob(f"{folder}/**/*.py"):

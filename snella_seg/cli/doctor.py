@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engine import DeltaBlock, merge_deltas
 from ..engine import triton_delta as on_gpu
 from ..engine.blocks import MadeBlock, makers
-from ..engine.self_check import Path, disagreement, example, triton_reason
+from ..engine.self_check import Path, disagreement, example, native_finding, triton_reason
 from ..engine.stack import product_backward
 from ..functional import DeltaRule
 from ..inject import METHODS
@@ -66,6 +66,7 @@ def machine() -> Iterator[Finding]:
     yield "packages", ", ".join(versions), True
     cpu = platform.processor() or platform.machine()
     yield "CPU", f"{cpu}, {torch.get_num_threads()} threads", True
+    yield "distance kernels on cpu", *native_finding()
     for device in devices()[1:]:
         found = torch.cuda.get_device_properties(device)
         runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.delta import HALF
-from . import self_check, tiles, triton_delta
+from . import native, self_check, tiles, triton_delta
 from .threshold_search import Bracket
 from .tiles import State
 
@@ -18,6 +18,7 @@ class Maker(Enum):
     """What makes a delta."""
 
     TILES = "tiles"
+    NATIVE = "native"
     TRITON = "triton"
     WHOLE = "whole"
 
@@ -70,6 +71,17 @@ class DeltaBlock:
             and self_check.triton_reason(self.rule, factors.device) is None
         )
 
+    @property
+    def by_native(self) -> bool:
+        """Whether the compiled library makes this delta; at first it has to prove itself."""
+        return (
+            not self.params[0].is_cuda
+            and self.working_dtype == torch.float32
+            and isinstance(self.rule, DeltaRule)
+            and native.knows(self.rule)
+            and self_check.native_reason(self.rule) is None
+        )
+
 
 @dataclass
 class MadeBlock:
@@ -80,26 +92,9 @@ class MadeBlock:
     needs: tuple[bool, ...]
 
     @property
-    def threshold(self) -> float:
-        """What the state of every maker begins with."""
-        assert self.state[0] is not None
-        return float(self.state[0])
-
-    @property
     def active(self) -> Tensor | None:
         """Of a delta of tiles: the columns that are differentiated, None for most or all."""
         return self.state[1]
-
-    @property
-    def centre(self) -> tuple[Tensor, Tensor] | None:
-        """Of a centred delta of tiles: the means over inputs, (out,), and over outputs, (in,)."""
-        inputs, outputs = self.state[3:5]
-        return None if inputs is None or outputs is None else (inputs, outputs)
-
-    @property
-    def unit(self) -> float:
-        """Of a delta of tiles: what its factor has to be divided by."""
-        return 1.0 if self.state[2] is None else float(self.state[2])
 
 
 def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
@@ -116,5 +111,5 @@ def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
         for block in blocks
     )
     if tiled:
-        return [Maker.TILES] * len(blocks)
+        return [Maker.NATIVE if block.by_native else Maker.TILES for block in blocks]
     return [Maker.TRITON if block.by_triton else Maker.WHOLE for block in blocks]

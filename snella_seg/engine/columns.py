@@ -8,22 +8,28 @@ from torch import Tensor
 #: Weights in a tile, and the least number of columns: small enough to stay in a cache and to be
 #: little beside the activations, large enough for matrix products to be efficient.
 TILE, MIN_COLUMNS = 400_000, 256
+#: By how much tiles may be larger where K and what its derivatives need are not kept for a tile.
+WIDER = 3
+
+#: Share of active columns (rows) above which gathering them costs more than it saves.
+GATHER = 0.7
 
 #: Some columns of a matrix: a range, or their indices, ascending and each once.
 Columns = slice | Tensor
 
 
-def column_tiles(out_features: int, in_features: int) -> list[slice]:
+def column_tiles(out_features: int, in_features: int, wider: int = 1) -> list[slice]:
     """Cut the columns of a matrix into tiles of about ``TILE`` weights, near equal in width."""
-    widest = max(MIN_COLUMNS, TILE // out_features)
+    widest = wider * max(MIN_COLUMNS, TILE // out_features)
     count = max(1, math.ceil(in_features / widest))
     width = 32 * math.ceil(in_features / count / 32)
     return [slice(i, min(i + width, in_features)) for i in range(0, in_features, width)]
 
 
-def column_parts(columns: Tensor, out_features: int) -> tuple[Tensor, ...]:
+def column_parts(columns: Tensor, out_features: int, wider: int = 1) -> tuple[Tensor, ...]:
     """Cut chosen columns likewise."""
-    return columns.split(max(MIN_COLUMNS, TILE // out_features)) if len(columns) else ()
+    widest = wider * max(MIN_COLUMNS, TILE // out_features)
+    return columns.split(widest) if len(columns) else ()
 
 
 class Tile(Protocol):

@@ -97,9 +97,14 @@ def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch.mm(left, right, out=out)
 
 
-def transposed_matmul(left: Tensor, right: Tensor) -> Tensor:
-    """``left^T @ right``, (m, n), of left (M, m) and right (M, n)."""
+def transposed_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left^T @ right``, (m, n), of left (M, m) and right (M, n); into ``out`` where given."""
     parts = left.T.split(ROWS)
     if not all(_fits(len(part), *right.shape, part, right) for part in parts):
-        return left.T @ right
-    return torch.cat([_convolve(part.contiguous(), right.T) for part in parts])
+        return torch.mm(left.T, right, out=out)
+    if len(parts) == 1 and out is None:
+        return _convolve(parts[0].contiguous(), right.T)
+    out = right.new_empty(left.shape[1], right.shape[1]) if out is None else out
+    for part, rows in zip(parts, out.split(ROWS), strict=True):
+        rows.copy_(_convolve(part.contiguous(), right.T))
+    return out

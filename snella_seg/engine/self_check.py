@@ -1,7 +1,8 @@
 """Whether what is made fast is what the definition says, on this machine, before it is relied upon.
 
-No GPU is like the next: at the first use on a device the Triton kernels are compared with the plain
-rule, for each way of making deltas. Where they do not compile, or differ, the plain rule is used.
+No GPU is like the next, nor are compilers: at the first use on a device the Triton kernels, and on
+a CPU the compiled library, are compared with the plain rule, for each way of making deltas. Where
+they do not compile, or differ, the plain form is used.
 """
 
 import warnings
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.kernels import get_kernel
-from . import triton_delta
+from . import native, triton_delta
+from .threshold_search import Bracket
 
 #: Shapes (out, in) that are looked at: several tiles with rests, and less than one tile.
 SHAPES = ((130, 70), (33, 17))
@@ -50,6 +52,29 @@ def _triton_backward(
 
 
 TRITON = Path(triton_delta.launch_delta, _triton_backward)
+
+
+def _native_make(
+    params: tuple[Tensor, ...], rule: DeltaRule, sparsity: float, base: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    out = torch.empty_like(base)
+    return out, native.write_delta(params, rule, sparsity, Bracket(), out, base)
+
+
+def _native_backward(
+    params: tuple[Tensor, ...],
+    rule: DeltaRule,
+    state: tuple[Tensor | None, ...],
+    grad: Tensor,
+    base: Tensor,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    out, matrix = torch.empty_like(base), native.NativeMatrix(params, rule, state)
+    made = matrix.write(slice(0, base.shape[1]), out, base, 1.0)
+    matrix.differentiate(made, lambda *_: grad, 1.0)
+    return out, matrix.gradients((True,) * len(params))
+
+
+NATIVE = Path(_native_make, _native_backward)
 
 
 def example(
@@ -163,3 +188,41 @@ def triton_reason(rule: DeltaRule, device: torch.device) -> str | None:
                 stacklevel=2,
             )
     return _REASONS[key]
+
+
+#: Rule -> why the compiled library is not used; None where it is.
+_NATIVE_REASONS: dict[DeltaRule, str | None] = {}
+
+
+def native_reason(rule: DeltaRule) -> str | None:
+    """Why the compiled library does not make this rule's deltas on a CPU; None where it does.
+
+    Found out at the first call, told in a warning where the library is there and errs.
+    """
+    try:
+        native.library()
+    except native.Unavailable as reason:
+        return str(reason)
+    if rule not in _NATIVE_REASONS:
+        found = disagreement(NATIVE, rule, torch.device("cpu"))
+        _NATIVE_REASONS[rule] = found
+        if found is not None:
+            warnings.warn(
+                f"the compiled library is not used for {rule}: {found}. Plain torch makes these "
+                "deltas, right but slower; SNELLA_NATIVE=0 silences this",
+                stacklevel=2,
+            )
+    return _NATIVE_REASONS[rule]
+
+
+def native_finding() -> tuple[str, bool]:
+    """What makes the deltas of the distance kernels on a CPU, in words, and whether all is well."""
+    try:
+        native.library()
+    except native.Unavailable as reason:
+        return f"plain torch ({reason})", True
+    rules = (DeltaRule(), DeltaRule("centred", "normalised"))
+    wrong = [reason for reason in map(native_reason, rules) if reason is not None]
+    if wrong:
+        return f"plain torch (the compiled library errs: {wrong[0]})", False
+    return "a library compiled here", True

@@ -2,20 +2,24 @@
 
 A weight may hold several matrices stacked by rows (the packed q, k and v of an attention); each
 is a :class:`~snella_seg.engine.blocks.DeltaBlock`. On a CPU they are made by
-:mod:`~snella_seg.engine.tiles`, on a GPU by :mod:`~snella_seg.engine.triton_delta`, and wherever
-these know nothing of a rule, by the rule itself (:mod:`~snella_seg.engine.whole_delta`).
+:mod:`~snella_seg.engine.native` where that runs, else by :mod:`~snella_seg.engine.tiles`, on a GPU
+by :mod:`~snella_seg.engine.triton_delta`, and wherever these know nothing of a rule, by the rule
+itself (:mod:`~snella_seg.engine.whole_delta`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import columns as cut
-from . import tiles, triton_delta, whole_delta
+from . import native, tiles, triton_delta, whole_delta
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
-from .columns import Columns, Tile, Tiles
+from .columns import Columns
 from .matmul import matmul, matmul_into, transposed_matmul
+from .native import NativeMatrix
 from .tiles import State
 
 
@@ -55,8 +59,9 @@ def merge_deltas(
         recipe = (block.params, block.rule, block.sparsity)
         if maker is Maker.TRITON:
             states.append(triton_delta.launch_delta(*recipe, part, out, scale)[1])
-        elif maker is Maker.TILES:
-            states.append(tiles.write_delta(*recipe, block.bracket, out, part, scale))
+        elif maker in (Maker.TILES, Maker.NATIVE):
+            write = native.write_delta if maker is Maker.NATIVE else tiles.write_delta
+            states.append(write(*recipe, block.bracket, out, part, scale))
         else:
             states.append(whole_delta.write_whole(*recipe, out, part, scale))
     return merged, states
@@ -98,17 +103,23 @@ def product_backward(
         else:
             grad_x = torch.zeros_like(x) if weight is None else matmul(grad_y, weight)
 
-    def grad_delta(rows: slice, columns: Columns, factor: Tensor) -> Tensor:
-        return tiles.masked_product(grad_y[:, rows], x[:, columns], factor)
+    def grad_delta(
+        block: DeltaBlock,
+        columns: Columns,
+        factor: Tensor | None,
+        rows: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        part = grad_y[:, block.rows], x[:, columns]
+        if factor is None:
+            return tiles.product_of_rows(*part, rows, block.working_dtype, out)
+        return tiles.masked_product(*part, factor)
 
     def use_merged(columns: slice, merged: Tensor) -> None:
         matmul_into(grad_y, merged.to(grad_y.dtype), grad_x[:, columns])
 
-    def use_sparse(
-        rows: slice, columns: Tensor, kept: Tensor, factor: Tensor, scale: float
-    ) -> None:
-        change = tiles.sparse_product(grad_y[:, rows], kept, factor)
-        grad_x.index_add_(1, columns, change, alpha=scale)
+    def use_sparse(rows: slice, columns: Tensor, delta: Tensor) -> None:
+        grad_x.index_add_(1, columns, tiles.sparse_product(grad_y[:, rows], delta))
 
     if not needs_x:
         return None, _backward_tiled(weight, shape, made, scale, grad_delta)
@@ -124,14 +135,17 @@ def weight_backward(
     if not _all_tiled(made):
         return _backward_whole(grad_weight, None, shape, made, scale, False)[1]
 
-    def grad_delta(rows: slice, columns: Columns, factor: Tensor) -> Tensor:
-        return grad_weight[rows][:, columns].to(factor.dtype) * factor
+    def grad_delta(
+        block: DeltaBlock, columns: Columns, factor: Tensor | None, *_: Tensor | None
+    ) -> Tensor:
+        grad = grad_weight[block.rows][:, columns].to(block.working_dtype)
+        return grad if factor is None else grad * factor
 
     return _backward_tiled(None, shape, made, scale, grad_delta)
 
 
 def _all_tiled(made: list[MadeBlock]) -> bool:
-    return makers([entry.block for entry in made])[0] is Maker.TILES
+    return makers([entry.block for entry in made])[0] in (Maker.TILES, Maker.NATIVE)
 
 
 def _backward_tiled(
@@ -139,66 +153,76 @@ def _backward_tiled(
     shape: tuple[int, int],
     made: list[MadeBlock],
     scale: float,
-    grad_delta: Callable[[slice, Columns, Tensor], Tensor],
+    grad_delta: Callable[..., Tensor],
     use_merged: Callable[[slice, Tensor], None] | None = None,
-    use_sparse: Callable[[slice, Tensor, Tensor, Tensor, float], None] | None = None,
+    use_sparse: Callable[[slice, Tensor, Tensor], None] | None = None,
 ) -> list[Tensor | None]:
     """Make all deltas again, tile by tile, and the gradients of their parameters.
 
-    ``grad_delta(rows, columns, factor)`` gives the gradient of a part of a delta, times its factor.
+    ``grad_delta(block, ...)`` is the :class:`~snella_seg.engine.tiles.Product` of a block.
     ``use_merged(columns, merged)`` gets the merged weight of some columns, with the deltas of all
-    blocks that are non-zero in most columns; ``use_sparse(rows, columns, kept,
-    factor, scale)`` gets columns of the other deltas, those that hold non-zero weights only.
+    blocks that are non-zero in most columns; ``use_sparse(rows, columns, delta)`` gets columns of
+    the other deltas, those that hold non-zero weights only.
     """
-    matrices = [tiles.tiles_of(m.block.params, m.block.rule, m.centre) for m in made]
+    kinds = makers([entry.block for entry in made])
+    matrices = [
+        (NativeMatrix if kind is Maker.NATIVE else tiles.TiledMatrix)(
+            entry.block.params, entry.block.rule, entry.state
+        )
+        for entry, kind in zip(made, kinds, strict=True)
+    ]
 
-    def remake(
-        entry: MadeBlock, matrix: Tiles, columns: Columns
-    ) -> tuple[Tile, Tensor, Tensor, Tensor]:
-        tile = matrix.tile(columns)
-        sparsifier = entry.block.rule.sparsifier
-        kept, factor = tiles.split_factor(tile.dense, entry.threshold, sparsifier)
-        through = tiles.gradient_factor(tile.dense, entry.threshold, sparsifier)
-        return tile, kept, factor, factor if through is None else through
-
-    def differentiate(entry: MadeBlock, matrix: Tiles, tile: Tile, factor: Tensor) -> None:
-        if not any(entry.needs):
-            return
-        grad = grad_delta(entry.block.rows, tile.columns, factor)
-        entry_scale = scale / entry.unit
-        matrix.add_gradients(tile, grad if entry_scale == 1.0 else grad.mul_(entry_scale))
+    def differentiate(
+        entry: MadeBlock,
+        matrix: NativeMatrix | tiles.TiledMatrix,
+        again: Any,
+        room: Tensor | None = None,
+    ) -> None:
+        if any(entry.needs):
+            matrix.differentiate(again, partial(grad_delta, entry.block), scale, room)
 
     pairs = list(zip(made, matrices, strict=True))
     dense = [pair for pair in pairs if pair[0].active is None]
     dense_blocks = [entry.block for entry, _ in dense]
 
-    def base_tile(columns: slice) -> Tensor:
+    def base_tile(columns: slice, room: Tensor | None) -> Tensor:
+        size = (shape[0], columns.stop - columns.start)
+        if room is not None and room.shape == size and _covered(dense_blocks, shape[0]):
+            return room
         part = None if weight is None else weight[:, columns]
-        return _start(part, (shape[0], columns.stop - columns.start), dense_blocks)
+        return _start(part, size, dense_blocks)
 
     tallest = max(entry.block.stop - entry.block.start for entry in made)
-    for columns in cut.column_tiles(tallest, shape[1]) if dense else ():
-        merged = None if use_merged is None else base_tile(columns)
+    wider = cut.WIDER if all(kind is Maker.NATIVE for kind in kinds) else 1
+    room: Tensor | None = None  # of a merged tile that was used: fresh pages cost time
+    for columns in cut.column_tiles(tallest, shape[1], wider) if dense else ():
+        merged = None if use_merged is None else base_tile(columns, room)
         for entry, matrix in dense:
-            tile, kept, factor, through = remake(entry, matrix, columns)
-            if merged is not None and use_merged is not None:
-                rows = entry.block.rows
-                base = None if weight is None else weight[rows, columns].to(kept.dtype)
-                tiles.write_rows(merged[rows], base, kept, factor, scale / entry.unit)
-                if entry is dense[-1][0]:
-                    use_merged(columns, merged)
-                    merged = None
-            del kept
-            differentiate(entry, matrix, tile, through)
-            del tile, factor, through
+            rows = entry.block.rows
+            part = None if merged is None or weight is None else weight[rows, columns]
+            base = None if part is None else part.to(entry.block.working_dtype)
+            out = None if merged is None else merged[rows]
+            again = matrix.write(columns, out, base, scale)
+            if merged is not None and use_merged is not None and entry is dense[-1][0]:
+                use_merged(columns, merged)
+                room, merged, out = merged if wider > 1 else None, None, None
+            differentiate(entry, matrix, again, None if merged is not None else room)
+            del again, out
+    room = None
     for entry, matrix in pairs:
         if entry.active is None:
             continue
-        for chosen in cut.column_parts(entry.active, tallest):
-            tile, kept, factor, through = remake(entry, matrix, chosen)
+        for chosen in cut.column_parts(entry.active, tallest, wider):
+            block = entry.block
+            delta = block.params[0].new_empty(
+                (block.stop - block.start, len(chosen)), dtype=block.working_dtype
+            )
+            again = matrix.write(chosen, delta, None, scale)
             if use_sparse is not None:
-                use_sparse(entry.block.rows, chosen, kept, factor, scale / entry.unit)
-            differentiate(entry, matrix, tile, through)
+                use_sparse(block.rows, chosen, delta)
+            del delta
+            differentiate(entry, matrix, again)
+            del again
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
 
 

@@ -75,6 +75,12 @@ class _Selection:
         high ^= low
         self.inside.append(values[high])
 
+    def add_counted(self, inside: np.ndarray, up_to_low: int, up_to_high: int) -> None:
+        """See values that were looked at already: those inside, and how many lie below."""
+        self.inside.append(inside)
+        self.up_to_low += up_to_low
+        self.up_to_high += up_to_high
+
     def select(self, rank: Rank) -> Tensor | None:
         """The interpolated value, or None where an order statistic lies outside."""
         below = self.up_to_low
@@ -143,6 +149,18 @@ class ThresholdSearch:
             self.ends.append(self._end(dense.abs().flatten().numpy()))
         elif self.selection is not None:
             self.selection.add(dense.abs().flatten().numpy())
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Entries whose magnitude lies in (low, high] tell the threshold; None: all do."""
+        found = None if self.at_end else self.selection
+        return None if found is None else (found.low, found.high)
+
+    def add_counted(self, inside: Tensor, up_to_low: int, up_to_high: int) -> None:
+        """See the whole matrix at once: the magnitudes within :attr:`range`, and how many are at
+        most its ends."""
+        assert self.selection is not None
+        self.selection.add_counted(inside.numpy(), up_to_low, up_to_high)
 
     def finish(self, whole: Tensor) -> Tensor:
         """Return the threshold, a 0-dim tensor, given the matrix of all tiles."""

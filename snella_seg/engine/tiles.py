@@ -8,6 +8,7 @@ through its non-zero entries only: backward leaves such columns out.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..functional.sparsify import (
 from . import columns as cut
 from .autograd_tiles import AutogradTiles
 from .centred_tiles import CentredTiles, write_centred
-from .columns import Tiles
+from .columns import Columns, Tile, Tiles
 from .distance_tiles import DistanceTiles
 from .linear_tiles import LinearTiles
 from .matmul import matmul, transposed_matmul
@@ -32,9 +33,6 @@ from .threshold_search import Bracket, ThresholdSearch
 
 #: What making a delta leaves for backward, small: its threshold, then what its maker needs.
 State = tuple[Tensor | None, ...]
-
-#: Share of active columns (rows) above which gathering them costs more than it saves.
-GATHER = 0.7
 
 
 #: Function of a kernel -> what makes its tiles.
@@ -142,7 +140,68 @@ def write_delta(
     if isinstance(matrix, AutogradTiles) or sparsifier.gradient is not None:
         return threshold, None, unit, *centre
     found = active.nonzero()[:, 0]
-    return threshold, found if len(found) <= GATHER * len(active) else None, unit, *centre
+    return threshold, found if len(found) <= cut.GATHER * len(active) else None, unit, *centre
+
+
+class Product(Protocol):
+    """The gradient by some columns of a merged weight, (out, columns)."""
+
+    def __call__(
+        self,
+        columns: Columns,
+        factor: Tensor | None,
+        rows: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Times ``factor`` (out, columns); or without one, where only ``rows`` are looked at.
+        ``out`` may receive it if it has the shape."""
+
+
+class TiledMatrix:
+    """The delta of one matrix in backward: made again, and differentiated.
+
+    Args:
+        params, rule: as in :func:`write_delta`.
+        state: what that returned.
+    """
+
+    def __init__(self, params: tuple[Tensor, ...], rule: DeltaRule, state: State) -> None:
+        threshold, _, unit, inputs, outputs = state
+        centre = None if inputs is None or outputs is None else (inputs, outputs)
+        self.matrix, self.sparsifier = tiles_of(params, rule, centre), rule.sparsifier
+        self.threshold = 0.0 if threshold is None else float(threshold)
+        self.unit = 1.0 if unit is None else float(unit)
+
+    def write(
+        self, columns: Columns, out: Tensor | None, base: Tensor | None, scale: float
+    ) -> tuple[Tile, Tensor]:
+        """Write ``base + scale * delta`` of some columns into ``out``, where that is given.
+
+        Returns:
+            What :meth:`differentiate` takes.
+        """
+        tile = self.matrix.tile(columns)
+        kept, factor = split_factor(tile.dense, self.threshold, self.sparsifier)
+        through = gradient_factor(tile.dense, self.threshold, self.sparsifier)
+        if out is not None:
+            write_rows(out, base, kept, factor, scale / self.unit)
+        return tile, factor if through is None else through
+
+    def differentiate(
+        self,
+        made: tuple[Tile, Tensor],
+        product: Product,
+        scale: float,
+        room: Tensor | None = None,
+    ) -> None:
+        """Take in the gradient by what :meth:`write` wrote."""
+        tile, factor = made
+        grad, scale = product(tile.columns, factor), scale / self.unit
+        self.matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
+
+    def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """The gradients of ``params``, in their dtypes; None where not needed."""
+        return self.matrix.gradients(needs)
 
 
 def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
@@ -150,24 +209,49 @@ def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
 
     ``grad_y`` is (M, out), ``x`` (M, columns), ``factor`` (out, columns).
     """
-    rows = _active_rows(factor)
-    if len(rows) > GATHER * len(factor):
+    rows = active_rows(factor)
+    if rows is None:
         return transposed_matmul(grad_y, x).to(factor.dtype).mul_(factor)
     grad = torch.zeros_like(factor)
     grad[rows] = transposed_matmul(grad_y[:, rows], x).to(factor.dtype).mul_(factor[rows])
     return grad
 
 
-def sparse_product(grad_y: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
-    """``grad_y (kept * factor)``, (M, columns), of which empty rows are left out."""
-    rows = _active_rows(factor)
-    if len(rows) > GATHER * len(factor):
-        return matmul(grad_y, (kept * factor).to(grad_y.dtype))
-    return matmul(grad_y[:, rows], (kept[rows] * factor[rows]).to(grad_y.dtype))
+def product_of_rows(
+    grad_y: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``grad_y^T x``, of which only ``rows`` are computed; the others are zero.
+
+    Written into ``out`` where that has its shape and dtype.
+    """
+    shape = grad_y.shape[1], x.shape[1]
+    if out is not None and (out.shape != shape or out.dtype != dtype):
+        out = None
+    if rows is None:
+        if out is not None and x.dtype == dtype:
+            return transposed_matmul(grad_y, x, out)
+        return transposed_matmul(grad_y, x).to(dtype)
+    grad = x.new_zeros(shape, dtype=dtype) if out is None else out.zero_()
+    grad[rows] = transposed_matmul(grad_y[:, rows], x).to(dtype)
+    return grad
 
 
-def _active_rows(factor: Tensor) -> Tensor:
-    return _largest(factor, 1).nonzero()[:, 0]
+def sparse_product(grad_y: Tensor, delta: Tensor) -> Tensor:
+    """``grad_y delta``, (M, columns), of which empty rows are left out."""
+    rows = active_rows(delta)
+    if rows is None:
+        return matmul(grad_y, delta.to(grad_y.dtype))
+    return matmul(grad_y[:, rows], delta[rows].to(grad_y.dtype))
+
+
+def active_rows(factor: Tensor) -> Tensor | None:
+    """The rows that are not zero, None for all where that is most."""
+    rows = _largest(factor, 1).nonzero()[:, 0]
+    return rows if len(rows) <= cut.GATHER * len(factor) else None
 
 
 def _largest(factor: Tensor, dim: int) -> Tensor:

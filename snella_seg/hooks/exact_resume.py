@@ -5,10 +5,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..engine.self_check import native_finding
 from .of_runner import has_updated, plain_model
 from .seeding import PositionSampler, seed_samples, seed_step
 
 _GRADIENTS = "snella_gradients"
+_MAKER = "snella_cpu_deltas"
 
 
 @HOOKS.register_module()
@@ -26,17 +28,29 @@ class ExactResumeHook(Hook):
 
     def __init__(self) -> None:
         self._gradients: dict | None = None
+        self._maker: str | None = None
         self._sampler: PositionSampler | None = None
         self._rank = 0
 
     def before_train(self, runner) -> None:
         self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
         self._seed_samples(runner)
+        self._say_who_makes_deltas(runner)
         if self._gradients is not None and runner.iter > 0:
             named = dict(plain_model(runner).named_parameters())
             for name, gradient in self._gradients.items():
                 named[name].grad = gradient.to(named[name].device)
         self._gradients = None
+
+    def _say_who_makes_deltas(self, runner) -> None:
+        now, before, self._maker = _maker(), self._maker, None
+        if _on_cpu(runner):
+            runner.logger.info(f"Deltas of the distance kernels are made by {native_finding()[0]}")
+            if runner.iter > 0 and before not in (None, now):
+                runner.logger.warning(
+                    f"resumed with deltas made by {now}, before by {before}: right, but not the "
+                    "bits of an unbroken run (SNELLA_NATIVE=0 keeps to plain torch)"
+                )
 
     def _seed_samples(self, runner) -> None:
         loop, loader = runner.train_loop, runner.train_dataloader
@@ -74,14 +88,26 @@ class ExactResumeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._gradients = checkpoint.pop(_GRADIENTS, None)
+        self._maker = checkpoint.pop(_MAKER, "plain torch")
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if _on_cpu(runner):
+            checkpoint[_MAKER] = _maker()
         if get_world_size() > 1 or has_updated(runner):
             return
         named = plain_model(runner).named_parameters()
         waiting = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
         if waiting:
             checkpoint[_GRADIENTS] = waiting
+
+
+def _on_cpu(runner) -> bool:
+    return next(plain_model(runner).parameters()).device.type == "cpu"
+
+
+def _maker() -> str:
+    """What makes the deltas of the distance kernels on a CPU, without the reason."""
+    return native_finding()[0].partition(" (")[0]
 
 
 def _skipped_by_sampler(iterator, done: int) -> int:

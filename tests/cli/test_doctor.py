@@ -2,6 +2,10 @@
 
 from snella_seg.cli import doctor
 from snella_seg.engine import tiles
+from snella_seg.engine.self_check import native_reason
+from snella_seg.functional import DeltaRule
+
+DISTANCES = (DeltaRule(), DeltaRule("centred", "normalised"))
 
 
 def test_a_table_to_paste(tool):
@@ -10,8 +14,10 @@ def test_a_table_to_paste(tool):
     lines = done.out.strip().splitlines()
     assert lines[:2] == ["| what | found |", "|---|---|"]
     assert all(line.count("|") == 3 for line in lines[2:])
-    for name in ("snella", "snella_v2", "snell", "lora"):
-        assert f"| {name} on cpu | tiles, as defined |" in lines
+    makers = [native_reason(rule) is None and "native" or "tiles" for rule in DISTANCES]
+    for name, maker in zip(("snella", "snella_v2", "lora"), (*makers, "tiles"), strict=True):
+        assert f"| {name} on cpu | {maker}, as defined |" in lines
+    assert "| distance kernels on cpu | " in done.out
     assert "torch " in done.out and "snella_seg " in done.out
 
 
@@ -19,6 +25,7 @@ def test_what_differs_ends_in_status_1(tool, monkeypatch):
     def another_size(*args, **options):
         return write(*args[:-1], args[-1] * 1.01)
 
+    monkeypatch.setenv("SNELLA_NATIVE", "0")
     write = tiles.write_rows
     monkeypatch.setattr(tiles, "write_rows", another_size)
     done = tool("doctor")

@@ -1,0 +1,493 @@
+/* The weight side of the distance kernels on a CPU, in single precision.
+ *
+ * K[o][i] of some columns i, and its derivatives, made strip by strip: a strip is STRIP columns by
+ * all outputs, a line of it one output. Columns beyond the matrix are padded with factors of zero.
+ * K comes from the same code wherever it is made, so forward and backward agree bit for bit; what is
+ * summed over strips is left per strip, so no result depends on who works on which strips.
+ * Nothing here may assume that numbers are finite: a run that diverged has to show NaN.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STRIP 64  /* columns of a strip */
+#define LANES 16  /* floats of a vector; features of a factor are padded to a multiple */
+#define PAIR 2    /* strips whose sums by output are made together */
+#define ROWS 8    /* outputs that are looked at together */
+#define VECTORS (STRIP / LANES)
+#define LINE static inline __attribute__((always_inline)) void
+#define EACH for (int j = 0; j < STRIP; j++)
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+enum { PLAIN, MIXED, CENTRED };
+
+/* A matrix, and which of its columns are made; mirrored in library.py. */
+typedef struct {
+    int64_t heads, width, outs, columns; /* of the matrix, but the columns made */
+    int64_t kind;
+    float scale, alpha, gamma, beta;
+    const float *p;         /* (heads, columns, width) */
+    const float *q;         /* (heads, outs, width) */
+    float *by_column[2];    /* MIXED: peak and 1 / sum of the softmax; CENTRED: mean over outputs */
+    float *by_output;       /* CENTRED: mean over inputs */
+} matrix;
+
+typedef struct {
+    const matrix *m;
+    int64_t first, count, padded; /* columns, and width up to a multiple of LANES */
+    float by_column[2][STRIP];
+    float *across; /* (heads, width, STRIP): factors of the columns, a column a lane */
+    float *along;  /* (heads, STRIP, padded): the same, a column a line */
+    const float *q; /* (heads, outs, padded) */
+} strip;
+
+static int64_t padded_width(const matrix *m) { return (m->width + LANES - 1) / LANES * LANES; }
+
+static int64_t strip_size(const matrix *m) {
+    int64_t w = padded_width(m);
+    return m->heads * (m->width * STRIP + w * (STRIP + (w == m->width ? 0 : m->outs)));
+}
+
+static void start(strip *s, const matrix *m, float *room) {
+    int64_t w = padded_width(m);
+    s->m = m;
+    s->padded = w;
+    s->across = room;
+    s->along = s->across + m->heads * m->width * STRIP;
+    s->q = m->q;
+    if (w == m->width) return;
+    float *q = s->along + m->heads * STRIP * w;
+    memset(q, 0, 4 * m->heads * m->outs * w);
+    for (int64_t n = 0; n < m->heads * m->outs; n++)
+        memcpy(q + n * w, m->q + n * m->width, 4 * m->width);
+    s->q = q;
+}
+
+static void move(strip *s, int64_t index, int common) {
+    const matrix *m = s->m;
+    s->first = index * STRIP;
+    s->count = m->columns - s->first < STRIP ? m->columns - s->first : STRIP;
+    memset(s->across, 0, 4 * m->heads * m->width * STRIP);
+    memset(s->along, 0, 4 * m->heads * STRIP * s->padded);
+    memset(s->by_column, 0, sizeof s->by_column);
+    for (int side = 0; side < 2; side++)
+        if (common && m->by_column[side])
+            memcpy(s->by_column[side], m->by_column[side] + s->first, 4 * s->count);
+    for (int64_t h = 0; h < m->heads; h++)
+        for (int64_t j = 0; j < s->count; j++) {
+            const float *from = m->p + (h * m->columns + s->first + j) * m->width;
+            memcpy(s->along + (h * STRIP + j) * s->padded, from, 4 * m->width);
+            for (int64_t k = 0; k < m->width; k++)
+                s->across[(h * m->width + k) * STRIP + j] = from[k];
+        }
+}
+
+/* Distances of ROWS outputs from `row` on, (heads, ROWS, STRIP); rows beyond the last repeat it. */
+static __attribute__((noinline)) void distances(const strip *s, int64_t row, float *restrict to) {
+    const matrix *m = s->m;
+    for (int64_t h = 0; h < m->heads; h++)
+        for (int64_t r = 0; r < ROWS; r += 2) {
+            int64_t a = row + r < m->outs ? row + r : m->outs - 1;
+            int64_t b = row + r + 1 < m->outs ? row + r + 1 : m->outs - 1;
+            const float *qa = s->q + (h * m->outs + a) * s->padded;
+            const float *qb = s->q + (h * m->outs + b) * s->padded;
+            const float *p = s->across + h * m->width * STRIP;
+            vec sum[2][VECTORS] = {{{0}}};
+            for (int64_t k = 0; k < m->width; k++, p += STRIP)
+                for (int v = 0; v < VECTORS; v++) {
+                    vec column = *(const vec *)(p + v * LANES);
+                    vec x = column - qa[k], y = column - qb[k];
+                    sum[0][v] += x * x;
+                    sum[1][v] += y * y;
+                }
+            float *line = to + (h * ROWS + r) * STRIP;
+            for (int v = 0; v < VECTORS; v++) {
+                *(vec *)(line + v * LANES) = sum[0][v];
+                *(vec *)(line + STRIP + v * LANES) = sum[1][v];
+            }
+            for (int j = 0; j < 2 * STRIP; j++) line[j] = sqrtf(line[j]) * m->scale;
+        }
+}
+
+LINE difference(const matrix *m, const float *d, float *restrict to) {
+    EACH to[j] = d[j];
+    for (int64_t h = 1; h < m->heads; h++) {
+        const float *other = d + h * ROWS * STRIP;
+        if (h & 1)
+            EACH to[j] -= other[j];
+        else
+            EACH to[j] += other[j];
+    }
+}
+
+/* exp, to about 1e-7; NaN stays NaN. Its arguments are at most 0 but for rounding. */
+LINE exponential(const float *x, float *restrict to) {
+    EACH {
+        float v = x[j] < -87.0f ? -87.0f : x[j];
+        float n = (v * 1.44269504f + 12582912.0f) - 12582912.0f;
+        float r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+        float e = 1.9875691500e-4f;
+        e = e * r + 1.3981999507e-3f;
+        e = e * r + 8.3334519073e-3f;
+        e = e * r + 4.1665795894e-2f;
+        e = e * r + 1.6666665459e-1f;
+        e = e * r + 5.0000001201e-1f;
+        e = (e * r * r + r) + 1.0f;
+        union { float f; int32_t i; } shifted = {.f = n + 12582912.0f}, power;
+        power.i = (int32_t)((uint32_t)(shifted.i - 0x4B400000 + 127) << 23);
+        to[j] = e * power.f;
+    }
+}
+
+/* From the distances' sum D of one output, (STRIP,), to K, in place; and the softmax of MIXED. */
+static __attribute__((noinline)) void dense_line(const strip *s, int64_t row, float *restrict dense,
+                                                 float *restrict soft) {
+    const matrix *m = s->m;
+    const float *a = s->by_column[0], *b = s->by_column[1];
+    if (m->kind == MIXED) {
+        float inverse = 1.0f / m->gamma, z[STRIP];
+        EACH z[j] = dense[j] * inverse - a[j];
+        exponential(z, soft);
+        EACH soft[j] *= b[j];
+        EACH dense[j] = (dense[j] + m->alpha * soft[j]) + m->beta;
+    } else if (m->kind == CENTRED) {
+        float mean = m->by_output[row];
+        EACH dense[j] = (dense[j] - a[j]) - mean;
+    }
+}
+
+LINE load(float *restrict to, const float *from, int64_t count) {
+    if (count == STRIP) {
+        memcpy(to, from, 4 * STRIP);
+    } else {
+        memset(to, 0, 4 * STRIP);
+        memcpy(to, from, 4 * count);
+    }
+}
+
+LINE store(float *restrict to, const float *from, int64_t count) {
+    if (count == STRIP)
+        memcpy(to, from, 4 * STRIP);
+    else
+        memcpy(to, from, 4 * count);
+}
+
+static double total(const float *line, int64_t count) {
+    double sum = 0;
+    for (int64_t j = 0; j < count; j++) sum += line[j];
+    return sum;
+}
+
+static float line_sum(const float *line) { /* of a whole line, in a fixed order */
+    vec sum = *(const vec *)line;
+    for (int v = 1; v < VECTORS; v++) sum += *(const vec *)(line + v * LANES);
+    float parts[LANES];
+    memcpy(parts, &sum, sizeof parts);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int j = 0; j < n; j++) parts[j] += parts[j + n];
+    return parts[0];
+}
+
+/* Write K, (outs, columns), of a CENTRED kernel without its means over outputs alone; and what
+ * columns have in common into by_column. MIXED: peak and 1 / sum. CENTRED: means over outputs, and
+ * per strip sums (strips, outs) over columns of what is left. */
+int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *sums) {
+    float *room = malloc(4 * strip_size(m)), *all = malloc(4 * STRIP * m->outs);
+    float d[m->heads * ROWS * STRIP];
+    if (!room || !all) { free(room); free(all); return 1; }
+    strip s;
+    start(&s, m, room);
+    for (int64_t index = begin; index < end; index++) {
+        float line[STRIP], soft[STRIP], inverse = 1.0f / m->gamma;
+        float *first = s.by_column[0], *second = s.by_column[1];
+        move(&s, index, 0);
+        EACH first[j] = m->kind == MIXED ? -INFINITY : 0;
+        EACH second[j] = 0;
+        for (int64_t row = 0; row < m->outs; row += ROWS) {
+            distances(&s, row, d);
+            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++) {
+                float *out = all + (row + r) * STRIP;
+                difference(m, d + r * STRIP, out);
+                if (m->kind == MIXED) {
+                    EACH line[j] = out[j] * inverse;
+                    EACH first[j] = line[j] > first[j] ? line[j] : first[j];
+                } else if (m->kind == CENTRED) {
+                    EACH first[j] += out[j];
+                }
+            }
+        }
+        if (m->kind == CENTRED) EACH first[j] /= (float)m->outs;
+        for (int64_t row = 0; m->kind == MIXED && row < m->outs; row++) {
+            EACH line[j] = all[row * STRIP + j] * inverse - first[j];
+            exponential(line, soft);
+            EACH second[j] += soft[j];
+        }
+        EACH second[j] = 1.0f / second[j];
+        for (int64_t row = 0; row < m->outs; row++) {
+            float *out = all + row * STRIP;
+            if (m->kind == CENTRED) {
+                EACH out[j] = j < s.count ? out[j] - first[j] : 0.0f;
+                sums[index * m->outs + row] = line_sum(out);
+            } else {
+                dense_line(&s, row, out, soft);
+            }
+            store(to + row * m->columns + s.first, out, s.count);
+        }
+        if (m->by_column[0]) memcpy(m->by_column[0] + s.first, first, 4 * s.count);
+        if (m->by_column[1]) memcpy(m->by_column[1] + s.first, second, 4 * s.count);
+    }
+    free(room);
+    free(all);
+    return 0;
+}
+
+/* Take the means over inputs, if any, out of K (outs, columns), in place. Of |K| count what is at
+ * most `low` and at most `high`, and collect what lies between, at most `capacity` values a strip;
+ * per strip the two counts and how many lie between, (strips, 3), and the sum of squares. */
+int snella_look(float *k, int64_t outs, int64_t columns, int64_t begin, int64_t end,
+                const float *means, float low, float high, int64_t *counts, float *inside,
+                int64_t capacity, double *squares) {
+    for (int64_t index = begin; index < end; index++) {
+        int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
+        int64_t found = 0, *seen = counts + 3 * index;
+        float line[STRIP], sum[STRIP], *collected = inside + index * capacity;
+        int32_t below[STRIP], upto[STRIP];
+        double size = 0;
+        EACH below[j] = upto[j] = 0;
+        EACH sum[j] = 0;
+        for (int64_t row = 0; row < outs; row++) {
+            float *at = k + row * columns + first;
+            load(line, at, count);
+            if (means) {
+                float mean = means[row];
+                EACH line[j] -= mean;
+                store(at, line, count);
+            }
+            EACH sum[j] += line[j] * line[j];
+            EACH line[j] = fabsf(line[j]);
+            EACH below[j] += line[j] <= low;
+            EACH upto[j] += line[j] <= high;
+            uint8_t between[STRIP];
+            uint64_t eight[STRIP / 8];
+            EACH between[j] = (line[j] > low) & (line[j] <= high);
+            memcpy(eight, between, sizeof eight);
+            for (int n = 0; n < STRIP / 8; n++)
+                for (int j = 8 * n; eight[n] && j < 8 * n + 8 && j < count; j++)
+                    if (between[j]) {
+                        if (found < capacity) collected[found] = line[j];
+                        found++;
+                    }
+            if (row % ROWS == ROWS - 1 || row == outs - 1) { /* short sums keep their digits */
+                size += total(sum, count);
+                EACH sum[j] = 0;
+            }
+        }
+        seen[0] = seen[1] = 0;
+        for (int64_t j = 0; j < count; j++) {
+            seen[0] += below[j];
+            seen[1] += upto[j];
+        }
+        seen[2] = found;
+        squares[index] = size;
+    }
+    return 0;
+}
+
+/* to = base + scale * k |k| where |k| > threshold, of `count` values; base may be NULL. */
+LINE masked(const float *k, const float *base, float *restrict to, float threshold, float scale) {
+    if (base)
+        EACH {
+            float size = fabsf(k[j]);
+            to[j] = base[j] + (size <= threshold ? 0.0f : scale * (k[j] * size));
+        }
+    else
+        EACH {
+            float size = fabsf(k[j]);
+            to[j] = size <= threshold ? 0.0f : scale * (k[j] * size);
+        }
+}
+
+/* From K in `to` (outs, columns) to base + scale * delta, in place, strips begin:end.
+ * active (columns,) gets 1 where a column has an entry that takes part. */
+int snella_merge(float *to, int64_t outs, int64_t columns, int64_t begin, int64_t end,
+                 const float *base, int64_t base_stride, float threshold, float scale,
+                 uint8_t *active) {
+    for (int64_t index = begin; index < end; index++) {
+        int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
+        float k[STRIP], w[STRIP], out[STRIP];
+        int32_t any[STRIP];
+        EACH any[j] = 0;
+        for (int64_t row = 0; row < outs; row++) {
+            float *at = to + row * columns + first;
+            load(k, at, count);
+            if (base) load(w, base + row * base_stride + first, count);
+            masked(k, base ? w : NULL, out, threshold, scale);
+            store(at, out, count);
+            EACH any[j] |= !(fabsf(k[j]) <= threshold);
+        }
+        for (int64_t j = 0; j < count; j++) active[first + j] = any[j] != 0;
+    }
+    return 0;
+}
+
+/* Make K again: to = base + scale * delta, (outs, columns); base may be NULL.
+ * active (strips, outs) gets 1 where an output has an entry that takes part. */
+int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
+                 const float *base, int64_t base_stride, float *to, int64_t stride,
+                 uint8_t *active) {
+    float *room = malloc(4 * strip_size(m));
+    float d[m->heads * ROWS * STRIP];
+    if (!room) return 1;
+    strip s;
+    start(&s, m, room);
+    for (int64_t index = begin; index < end; index++) {
+        float dense[STRIP], soft[STRIP], w[STRIP], out[STRIP];
+        move(&s, index, 1);
+        for (int64_t row = 0; row < m->outs; row += ROWS) {
+            distances(&s, row, d);
+            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++) {
+                difference(m, d + r * STRIP, dense);
+                dense_line(&s, row + r, dense, soft);
+                if (base) load(w, base + (row + r) * base_stride + s.first, s.count);
+                masked(dense, base ? w : NULL, out, threshold, scale);
+                store(to + (row + r) * stride + s.first, out, s.count);
+                int32_t any = 0;
+                if (s.count == STRIP)
+                    EACH any |= !(fabsf(dense[j]) <= threshold);
+                else
+                    for (int j = 0; j < s.count; j++) any |= !(fabsf(dense[j]) <= threshold);
+                active[index * m->outs + row + r] = any != 0;
+            }
+        }
+    }
+    free(room);
+    return 0;
+}
+
+/* Sums over a strip of ratio * (p - q), into by_p (STRIP, padded) and -by_q (ROWS lines). */
+static __attribute__((noinline)) void steps(const strip *s, int64_t h, int64_t row,
+                                            const float *ratios, float *by_p, float *by_q) {
+    const matrix *m = s->m;
+    int64_t w = s->padded;
+    for (int64_t k = 0; k < w; k += LANES) {
+        const float *p = s->along + h * STRIP * w + k;
+        vec q[ROWS], sum[ROWS];
+        for (int r = 0; r < ROWS; r++) {
+            int64_t o = row + r < m->outs ? row + r : m->outs - 1;
+            q[r] = *(const vec *)(s->q + (h * m->outs + o) * w + k);
+            sum[r] = (vec){0};
+        }
+        for (int j = 0; j < STRIP; j++) {
+            vec column = *(const vec *)(p + j * w), *to = (vec *)(by_p + j * w + k), there = *to;
+            for (int r = 0; r < ROWS; r++) {
+                vec change = (column - q[r]) * ratios[r * STRIP + j];
+                there += change;
+                sum[r] += change;
+            }
+            *to = there;
+        }
+        for (int r = 0; r < ROWS && row + r < m->outs; r++) {
+            vec *to = (vec *)(by_q + (h * m->outs + row + r) * w + k);
+            *to -= sum[r];
+        }
+    }
+}
+
+/* Gradients of the loss by factors and scalars, given that by the merged weight (outs, columns).
+ * begin and end count pairs of strips. by_p: (heads, columns, width), is added to. Per pair: by_q
+ * (pairs, heads, outs, padded). Per strip:
+ * sums (strips, 3): the gradients by beta, by alpha, and by gamma times -gamma^2 / alpha; CENTRED:
+ * left (strips, outs), sums over columns of the gradient by K. by_p and by_q lack a factor scale^2.
+ * Where `grad` is NULL, the gradient by the distances' sum is means (outs,) in every column. */
+int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
+                     const float *grad, const float *means, float *by_p, float *by_q,
+                     double *sums, float *left) {
+    int64_t w = padded_width(m), lines = m->heads * ROWS * STRIP;
+    int64_t blocks = (m->outs + ROWS - 1) / ROWS;
+    float *room = malloc(4 * strip_size(m)), *near = malloc(4 * m->heads * STRIP * w);
+    float *kept = grad ? malloc(4 * (lines + ROWS * STRIP) * blocks) : NULL;
+    float d[lines], ratios[lines];
+    if (!room || !near || (grad && !kept)) { free(room); free(near); free(kept); return 1; }
+    strip s;
+    start(&s, m, room);
+    int64_t strips = (m->columns + STRIP - 1) / STRIP;
+    for (int64_t index = PAIR * begin; index < PAIR * end && index < strips; index++) {
+        float dense[STRIP], soft[STRIP], g[STRIP], inner[STRIP], plain[STRIP], along[STRIP];
+        float *q_here = by_q + index / PAIR * m->heads * m->outs * w;
+        move(&s, index, 1);
+        EACH inner[j] = plain[j] = along[j] = 0;
+        memset(near, 0, 4 * m->heads * STRIP * w);
+        if (index % PAIR == 0) memset(q_here, 0, 4 * m->heads * m->outs * w);
+        for (int64_t row = 0; grad && row < m->outs; row += ROWS) {
+            float *there = kept + row / ROWS * (lines + ROWS * STRIP), *out = there + lines;
+            distances(&s, row, there);
+            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, out += STRIP) {
+                difference(m, there + r * STRIP, dense);
+                dense_line(&s, row + r, dense, soft);
+                load(g, grad + (row + r) * m->columns + s.first, s.count);
+                EACH {
+                    float size = fabsf(dense[j]);
+                    g[j] = size <= threshold ? 0.0f : g[j] * (size * scale);
+                }
+                EACH out[j] = g[j];
+                EACH plain[j] += g[j];
+                if (m->kind == MIXED) EACH inner[j] += g[j] * soft[j];
+            }
+        }
+        if (m->kind == CENTRED) EACH inner[j] = plain[j] / (float)m->outs;
+        for (int64_t row = 0; row < m->outs; row += ROWS) {
+            const float *from = d, *there = grad ? kept + row / ROWS * (lines + ROWS * STRIP) : NULL;
+            if (grad)
+                from = there;
+            else
+                distances(&s, row, d);
+            for (int64_t r = 0; r < ROWS; r++) {
+                if (row + r >= m->outs) {
+                    for (int64_t h = 0; h < m->heads; h++)
+                        memset(ratios + (h * ROWS + r) * STRIP, 0, 4 * STRIP);
+                    continue;
+                }
+                if (!grad) {
+                    float mean = means[row + r];
+                    EACH g[j] = j < s.count ? mean : 0.0f;
+                } else {
+                    memcpy(g, there + lines + r * STRIP, sizeof g);
+                }
+                if (grad && m->kind == MIXED) {
+                    float slope = m->alpha / m->gamma;
+                    float sum[STRIP];
+                    difference(m, from + r * STRIP, sum);
+                    memcpy(dense, sum, sizeof sum);
+                    dense_line(&s, row + r, dense, soft);
+                    EACH soft[j] *= g[j] - inner[j];
+                    EACH along[j] += soft[j] * sum[j];
+                    EACH g[j] += slope * soft[j];
+                } else if (grad && m->kind == CENTRED) {
+                    EACH g[j] = j < s.count ? g[j] - inner[j] : 0.0f;
+                    left[index * m->outs + row + r] = line_sum(g);
+                }
+                for (int64_t h = 0; h < m->heads; h++) {
+                    const float *distance = from + (h * ROWS + r) * STRIP;
+                    float *ratio = ratios + (h * ROWS + r) * STRIP, sign = h & 1 ? -1.0f : 1.0f;
+                    EACH ratio[j] = distance[j] == 0.0f ? 0.0f : sign * g[j] / distance[j];
+                }
+            }
+            for (int64_t h = 0; h < m->heads; h++)
+                steps(&s, h, row, ratios + h * ROWS * STRIP, near + h * STRIP * w, q_here);
+        }
+        for (int64_t h = 0; h < m->heads; h++)
+            for (int64_t j = 0; j < s.count; j++) {
+                float *to = by_p + (h * m->columns + s.first + j) * m->width;
+                for (int64_t k = 0; k < m->width; k++) to[k] += near[(h * STRIP + j) * w + k];
+            }
+        sums[3 * index] = total(plain, s.count);
+        sums[3 * index + 1] = total(inner, s.count);
+        sums[3 * index + 2] = total(along, s.count);
+    }
+    free(room);
+    free(near);
+    free(kept);
+    return 0;
+}

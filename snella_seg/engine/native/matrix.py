@@ -1,0 +1,268 @@
+"""Deltas of the distance kernels, made and differentiated by the library of ``distance.c``.
+
+It works on strips of columns, which are shared out among as many threads as torch uses; what is
+summed over strips is summed in their order, so no bit depends on how many threads there are.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...functional import DeltaRule, distance_kernel, mixed_kernel
+from ...functional.delta import in_working_precision
+from ...functional.kernels import get_kernel
+from ...functional.sparsify import get_sparsifier, weighted_factor
+from .. import columns as cut
+from ..columns import Columns
+from ..threshold_search import Bracket, ThresholdSearch
+from .library import Matrix, library
+
+#: Columns of a strip, floats of a vector and strips that are summed together, as in ``distance.c``.
+STRIP, LANES, PAIR = 64, 16, 2
+PLAIN, MIXED, CENTRED = range(3)
+#: Weights below which a second thread is not worth its start.
+SMALL = 1 << 16
+
+
+def knows(rule: DeltaRule) -> bool:
+    """Whether the library has a rule's kernel and sparsifier."""
+    kernel, sparsifier = get_kernel(rule.kernel), get_sparsifier(rule.sparsifier)
+    return (
+        (
+            kernel.function is distance_kernel
+            or (kernel.function is mixed_kernel and not kernel.centred)
+        )
+        and sparsifier.factor is weighted_factor
+        and sparsifier.gradient is None
+        and rule.scale > 0
+    )
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Of this process: threads do not outlive a fork."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="snella")
+
+
+def _run(name: str, before: tuple[Any, ...], strips: int, weights: int, *after: Any) -> None:
+    """Call a function for all strips, ``name(*before, begin, end, *after)``."""
+    function = getattr(library(), name)
+    values = [t.data_ptr() if isinstance(t, Tensor) else t for t in after]
+    count = 1 if weights < SMALL else max(1, min(torch.get_num_threads(), strips))
+    ends = [strips * part // count for part in range(count + 1)]
+    calls = [(*before, first, last, *values) for first, last in zip(ends, ends[1:], strict=False)]
+    others = [_pool(os.getpid()).submit(function, *call) for call in calls[1:]]
+    failed = [function(*calls[0]), *(other.result() for other in others)]
+    if any(failed):
+        raise MemoryError(f"no memory for the weight side of {weights} weights")
+
+
+def _strips(columns: int) -> int:
+    return -(-columns // STRIP)
+
+
+class NativeMatrix:
+    """K of one matrix, and the sums of its gradients.
+
+    Args:
+        params: in_factors (H, in, r/H), out_factors (H, out, r/H), then the kernel's scalars.
+        rule: one that :func:`knows`.
+        state: what :func:`write_delta` returned, in backward.
+    """
+
+    def __init__(
+        self, params: tuple[Tensor, ...], rule: DeltaRule, state: tuple[Tensor | None, ...] = ()
+    ) -> None:
+        self.params = params
+        p, q, *scalars = (t.detach() for t in in_working_precision(params))
+        self.p, self.q, self.scale = p.contiguous(), q.contiguous(), rule.scale
+        self.scalars = tuple(map(float, scalars)) if scalars else (0.0, 1.0, 0.0)
+        self.kind = CENTRED if get_kernel(rule.kernel).centred else MIXED if scalars else PLAIN
+        outs, ins = self.shape
+        self.first, self.second, self.means = state[3:] if state else (None,) * 3
+        self.threshold = 0.0 if not state or state[0] is None else float(state[0])
+        self.unit = 1.0 if not state or state[2] is None else float(state[2])
+        self.grad_p, self.grad_q = torch.zeros_like(self.p), torch.zeros_like(self.q)
+        self.sums = self.p.new_zeros(
+            3, dtype=torch.float64
+        )  # by beta, alpha; part of that by gamma
+        self.left = self.p.new_zeros(outs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.q.shape[1], self.p.shape[1]
+
+    def _matrix(self, columns: Columns) -> tuple[Matrix, int, list[Tensor | None]]:
+        """Some columns as the library takes them, how many, and what has to outlive the call."""
+        p = self.p[:, columns].contiguous()
+        parts = [None if t is None else t[columns].contiguous() for t in (self.first, self.second)]
+        heads, count, width = p.shape
+        shown = [None if t is None else t.data_ptr() for t in (*parts, self.means)]
+        matrix = Matrix(heads, width, self.shape[0], count, self.kind, self.scale, *self.scalars)
+        matrix.p, matrix.q, matrix.by_output = p.data_ptr(), self.q.data_ptr(), shown[2]
+        matrix.by_column = (shown[0], shown[1])
+        return matrix, count, [p, *parts]
+
+    def write_dense(self, out: Tensor, search: ThresholdSearch) -> Tensor:
+        """Write K into ``out`` and let ``search`` see it; return the sum of squares, 0-dim."""
+        outs, ins = self.shape
+        size, strips, sums = outs * ins, _strips(ins), None
+        if self.kind != PLAIN:
+            self.first = out.new_empty(ins)
+        if self.kind == MIXED:
+            self.second = out.new_empty(ins)
+        if self.kind == CENTRED:
+            sums = out.new_empty(strips, outs)
+        matrix, _, kept = self._matrix(slice(0, ins))
+        _run("snella_dense", (matrix,), strips, size, out, sums)
+        _, self.first, self.second = kept
+        self.means = None if sums is None else _in_order(sums) / ins
+        low, high = search.range or (0.0, 0.0)
+        capacity = STRIP * outs // 8
+        counts = torch.empty(strips, 3, dtype=torch.int64)
+        inside = out.new_empty(strips, capacity)
+        squares = out.new_empty(strips, dtype=torch.float64)
+        given = (self.means, low, high, counts, inside, capacity, squares)
+        _run("snella_look", (out.data_ptr(), outs, ins), strips, size, *given)
+        if search.range is not None:
+            found = counts[:, 2].tolist()
+            if max(found) <= capacity:
+                values = [part[:n] for part, n in zip(inside, found, strict=True)]
+                search.add_counted(torch.cat(values), *counts[:, :2].sum(0).tolist())
+        else:
+            for rows in out.split(max(1, cut.TILE // ins)):
+                search.add(rows)
+        return squares.sum()
+
+    def write(
+        self, columns: Columns, out: Tensor | None, base: Tensor | None, scale: float
+    ) -> tuple[Columns, Tensor | None]:
+        """Write ``base + scale * delta`` of these columns into ``out`` (out, columns).
+
+        Returns:
+            What :meth:`differentiate` takes: the columns, and which outputs have an entry that
+            takes part, None for all where that is most, or where ``out`` is not given.
+        """
+        if out is None:
+            return columns, None
+        matrix, count, kept = self._matrix(columns)
+        active = torch.empty(_strips(count), self.shape[0], dtype=torch.uint8)
+        if base is not None and base.stride(1) != 1:
+            base = base.contiguous()
+        given = (base, 0 if base is None else base.stride(0), out, out.stride(0), active)
+        size = self.shape[0] * count
+        _run(
+            "snella_again",
+            (matrix,),
+            _strips(count),
+            size,
+            self.threshold,
+            scale / self.unit,
+            *given,
+        )
+        rows = active.amax(0).nonzero()[:, 0]
+        return columns, rows if len(rows) <= cut.GATHER * self.shape[0] else None
+
+    def differentiate(
+        self,
+        made: tuple[Columns, Tensor | None],
+        product: Any,
+        scale: float,
+        room: Tensor | None = None,
+    ) -> None:
+        """Take in the gradient by what :meth:`write` wrote; ``product`` as for plain tiles, which
+        may use ``room``."""
+        columns, rows = made
+        self._add(columns, product(columns, None, rows, room).to(self.p.dtype), scale / self.unit)
+
+    def _add(self, columns: Columns, grad: Tensor | None, scale: float) -> None:
+        """Take in the gradient by ``base + scale * delta`` of these columns, (out, columns).
+
+        Without one, that of the mean over inputs, once all columns have been seen.
+        """
+        matrix, count, kept = self._matrix(columns)
+        outs, (heads, _, width) = self.shape[0], self.q.shape
+        strips, padded = _strips(count), -(-width // LANES) * LANES
+        by_p = self.p.new_zeros(heads, count, width)
+        pairs = -(-strips // PAIR)
+        by_q = self.p.new_empty(pairs, heads, outs, padded)
+        sums = self.p.new_empty(strips, 3, dtype=torch.float64)
+        left = self.p.new_empty(strips, outs) if self.kind == CENTRED and grad is not None else None
+        means = self.left / -self.shape[1] if grad is None else None
+        if grad is not None:
+            grad = grad.contiguous()
+        given = (self.threshold, scale, grad, means, by_p, by_q, sums, left)
+        _run("snella_gradients", (matrix,), pairs, outs * count, *given)
+        self.grad_p[:, columns] += by_p
+        for part in by_q:
+            self.grad_q += part[..., :width]
+        if grad is not None:
+            self.sums += _in_order(sums)
+        if left is not None:
+            self.left += _in_order(left)
+
+    def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """The sums as gradients of ``params``, in their dtypes; None where not needed."""
+        if self.kind == CENTRED and any(needs):
+            for columns in cut.column_tiles(*self.shape, cut.WIDER):
+                self._add(columns, None, 1.0)
+        sums = [self.grad_p * self.scale**2, self.grad_q * self.scale**2]
+        if self.kind == MIXED:
+            alpha, gamma, _ = self.scalars
+            by_beta, by_alpha, along = self.sums
+            sums += [by_alpha, along * (-alpha / (gamma or 1e-150) ** 2), by_beta]
+        return tuple(
+            total.to(param.dtype).reshape(param.shape) if need else None
+            for total, param, need in zip(sums, self.params, needs, strict=True)
+        )
+
+
+def _in_order(parts: Tensor) -> Tensor:
+    """Sum over the first dimension, one by one."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def write_delta(
+    params: tuple[Tensor, ...],
+    rule: DeltaRule,
+    sparsity: float,
+    bracket: Bracket,
+    out: Tensor,
+    base: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor | None, ...]:
+    """Write ``base + scale * delta`` of one matrix into ``out``, both (out, in).
+
+    Arguments are those of :func:`snella_seg.engine.tiles.write_delta`, in single precision.
+
+    Returns:
+        The threshold (0-dim); the indices of the columns that hold non-zero weights, or None when
+        those are most; the root mean square of K (0-dim) where the factor is relative to it; peak
+        and inverse sum of each column's softmax, or a centred kernel's means over outputs and
+        None, all (in,); and its means over inputs (out,).
+    """
+    matrix = NativeMatrix(params, rule)
+    search = ThresholdSearch(out.numel(), sparsity, bracket)
+    squares = matrix.write_dense(out, search)
+    unit = None
+    if get_sparsifier(rule.sparsifier).relative:
+        unit = (squares / out.numel()).sqrt().to(out.dtype)
+        unit = unit.clamp_min(torch.finfo(out.dtype).tiny)
+        scale = scale / float(unit)
+    threshold = search.finish(out)
+    active = torch.empty(out.shape[1], dtype=torch.uint8)
+    base = base if base is None or base.stride(1) == 1 else base.contiguous()
+    before, strips = (out.data_ptr(), *out.shape), _strips(out.shape[1])
+    given = (base, 0 if base is None else base.stride(0), float(threshold), scale, active)
+    _run("snella_merge", before, strips, out.numel(), *given)
+    found = active.nonzero()[:, 0]
+    chosen = found if len(found) <= cut.GATHER * len(active) else None
+    return threshold, chosen, unit, matrix.first, matrix.second, matrix.means
