@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snella_seg.engine import DeltaBlock, adapted_linear, adapted_weight, product, stack, tiles
+from snella_seg.engine import (
+    DeltaBlock,
+    adapted_linear,
+    adapted_weight,
+    columns,
+    product,
+    stack,
+)
 from snella_seg.engine.recipe import Recipe, mark
 from snella_seg.functional import DeltaRule
 
@@ -432,7 +439,7 @@ def test_columns_without_a_weight_are_left_out_exactly(sparsity, monkeypatch):
         block.sparsity = sparsity
     results = []
     for gather in (0.0, 1.0):
-        monkeypatch.setattr(tiles, "GATHER", gather)
+        monkeypatch.setattr(columns, "GATHER", gather)
         results.append(run(x, weight, blocks)[:2])
     (y, grads), (other_y, other_grads) = results
     assert torch.equal(y, other_y)
