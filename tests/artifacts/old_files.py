@@ -143,7 +143,8 @@ def as_version_0_1(checkpoint: dict) -> dict:
     text = json.dumps(header).encode()
     checkpoint["state_dict"][name] = torch.tensor(list(text), dtype=torch.uint8)
     state = checkpoint["snella"]
-    del state["churn"], state["schedule"], state["scores"]
+    for key in ("churn", "schedule", "scores", "interval"):
+        del state[key]
     names = state["tracker"]["names"]
     state["masks"] = {name: torch.full((128,), 0b01010101, dtype=torch.uint8) for name in names}
     assert set(state) == {"tracker", "initial_budget", "reallocations", "masks"}
