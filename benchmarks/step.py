@@ -48,8 +48,8 @@ quartiles, ratios are medians of the ratios within a round.
   Swin's WindowMSA; *SDPA*: scaled_dot_product_attention, which ours uses.
 - *LoRA (peft)* and *LoRA, ours*: rank 32 at the same sites, B filled with small random values, and
   the same attention.
-- On AMD processors with AVX-512 products of adapted layers, ours and LoRA of ours, run in oneDNN; all
-  other rows multiply as torch does, by MKL. ``SNELLA_ONEDNN=0`` measures all by MKL.
+- On AMD processors with AVX-512 products of adapted layers, of *LoRA, ours*, too, run in oneDNN;
+  all other rows multiply as torch does, by MKL. ``SNELLA_ONEDNN=0`` measures all by MKL.
 - *frozen*: in a layer or block gradients pass through to the input; in a whole model only the heads
   train, so no gradient enters the backbone.
 
