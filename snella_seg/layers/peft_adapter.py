@@ -130,6 +130,34 @@ class PeftAdapter(Adapter):
             )
         }
 
+    @staticmethod
+    def begin(adapters: Mapping[str, "PeftAdapter"]) -> None:
+        """Start anew on the weights that the adapters see, once the base has been loaded.
+
+        Some tuners start from the weight: DoRA's magnitudes are its norms. All adapters of a model
+        go together, since tuners may share tensors between layers. Leaves torch's generator alone.
+
+        Raises:
+            ValueError: for a start that changes the frozen weight itself, such as PiSSA's.
+        """
+        if not adapters:
+            return
+        first = next(iter(adapters.values()))
+        options = first.options()
+        config = options.pop("config")
+        shapes = {n: (a.out_features, a.in_features) for n, a in adapters.items()}
+        shown = {n: a.rows.weight.detach().float().clone() for n, a in adapters.items()}
+        before = {name: weight.clone() for name, weight in shown.items()}
+        with torch.random.fork_rng(devices=[]):
+            layers = _make_layers(shapes, config, options, shown)
+        for name, adapter in adapters.items():
+            if not torch.equal(shown[name], before[name]):
+                raise ValueError(
+                    f"{config} with these options changes the frozen weight when it starts: choose "
+                    "another init_lora_weights"
+                )
+            adapter.layer.load_state_dict(layers[name].state_dict())
+
     @property
     def rows(self) -> FrozenRows:
         """The linear layer that PEFT sees."""
@@ -161,13 +189,22 @@ class PeftAdapter(Adapter):
 
 
 def _make_layers(
-    shapes: Mapping[str, tuple[int, int]], config: str | None, options: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, int]],
+    config: str | None,
+    options: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, nn.Module]:
-    """PEFT's layers around matrices of these shapes (out, in), by their names."""
+    """PEFT's layers around matrices of these shapes (out, in), by their names.
+
+    Without ``weights`` (out, in) the matrices are zero.
+    """
     cls, options = _config_class(config, options)
     holder, keys = nn.Module(), [f"m{i}" for i in range(len(shapes))]  # PEFT reads dots as paths
-    for key, (rows, columns) in zip(keys, shapes.values(), strict=True):
-        holder.add_module(key, FrozenRows(columns, rows))
+    for key, (name, (rows, columns)) in zip(keys, shapes.items(), strict=True):
+        frozen = FrozenRows(columns, rows)
+        if weights is not None:
+            frozen.show(weights[name], None)
+        holder.add_module(key, frozen)
     holder.register_parameter("device", nn.Parameter(torch.zeros(1)))  # PEFT asks for one
     if shapes:
         _inject(cls, {**options, "target_modules": keys}, holder)

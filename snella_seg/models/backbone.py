@@ -17,9 +17,10 @@ from ..inject import (
     cover,
     freeze_base,
     get_method,
+    list_adapters,
     settle,
 )
-from ..layers import disable_recompute, enable_recompute
+from ..layers import AdaptedModule, PeftAdapter, disable_recompute, enable_recompute
 from ..layers.typed_options import typed_options
 from ..loading import load_base, take_in
 from ..loading.plain_config import plain_config
@@ -140,7 +141,7 @@ class SnellaBackbone(BaseModule):
         self.check_base = check_base
         self.base_source = _timm_source(self.backbone, config)
         self.base_is_loaded = self.base_source is not None
-        self.merged = False
+        self.merged, self._adapters_are_new = False, True
         self._channels_last = str(getattr(_timm_model(self), "output_fmt", "")).endswith("NHWC")
         self._checkpoints_blocks = _checkpoints_blocks(self.backbone)
         self.optimize_modules()
@@ -153,10 +154,21 @@ class SnellaBackbone(BaseModule):
         return init_cfg.get("checkpoint") if isinstance(init_cfg, dict) else None
 
     def init_weights(self) -> None:
-        """Load or draw the base weights as the stock backbone does; adapters are not touched."""
+        """Load or draw the base weights as the stock backbone does.
+
+        Adapters are not touched, but for PEFT's where none has been trained or loaded: some tuners
+        start from the weights.
+        """
         load_base(self)
+        if self.method_name == "peft" and self._adapters_are_new:
+            for module in self.backbone.modules():
+                if isinstance(module, AdaptedModule):
+                    module.delta_blocks()  # shows the adapters their weights
+            PeftAdapter.begin(list_adapters(self.backbone))
+            self._adapters_are_new = False
 
     def _before_load(self, state_dict, prefix, *_):
+        self._adapters_are_new = False
         take_in(self, state_dict, prefix)
 
     def optimize_modules(self) -> None:

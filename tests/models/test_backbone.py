@@ -405,3 +405,28 @@ def test_models_are_copied_and_saved_whole(name, tmp_path):
         for twin in twins:
             same(twin(image(name)), backbone(image(name)), rtol=0, atol=0)
             twin.load_state_dict(backbone.state_dict())
+
+
+def test_dora_starts_from_the_loaded_weights(tmp_path):
+    """Its magnitudes are the norms of the pretrained weights, so at the start nothing changes."""
+    pytest.importorskip("peft")
+    inner = dict(type="VisionTransformer", img_size=32, patch_size=16, embed_dims=16, num_layers=2)
+    inner |= dict(num_heads=2, mlp_ratio=2, out_indices=(1,))
+    torch.manual_seed(0)
+    base = MODELS.build(inner)
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    options = dict(type="peft", config="LoraConfig", r=4, use_dora=True)
+    config = dict(type="SnellaBackbone", method=options, backbone=inner)
+    wrapped = MODELS.build(dict(config, base_checkpoint=str(tmp_path / "base.pth")))
+    wrapped.init_weights()
+    x = torch.randn(1, 3, 32, 32)
+    wrapped.eval(), base.eval()
+    for found, expected in zip(wrapped(x), base(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    factors = [p for adapter in list_adapters(wrapped).values() for p in adapter.factors]
+    with torch.no_grad():
+        for factor in factors:
+            factor.add_(0.1)
+    kept = [factor.clone() for factor in factors]
+    wrapped.init_weights()  # what was trained is not begun anew
+    assert all(map(torch.equal, factors, kept))
