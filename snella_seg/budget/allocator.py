@@ -117,9 +117,9 @@ class SparsityAllocator:
         Returns:
             Whether the matrices competed anew.
         """
-        scores = self.tracker.scores()
         # After resuming with another schedule its curve may lie above what is in force.
         budget = min(self.budget(epoch), max(self.in_force, self.target_budget))
+        scores = self.tracker.scores(budget)
         shares, due = self._shares(scores, budget), True
         if self.scores is not None:
             held = self._shares(self.scores, budget)

@@ -5,11 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional import ema_importance_, importance_score
+from ..functional import (
+    counts_above_common_threshold,
+    ema_importance_,
+    importance_score,
+    magnitude_histogram,
+)
 from ..inject import list_adapters
 
-IMPORTANCES = ("sensitivity", "magnitude", "frobenius")
-
+IMPORTANCES = ("sensitivity", "per_weight", "magnitude", "frobenius", "common_threshold")
+#: Those that are averaged over steps; the others look at the deltas when matrices compete.
+AVERAGED = ("sensitivity", "per_weight", "magnitude")
 
 #: An importance of one step counts no more than this many times the largest average so far.
 WILD = 100.0
@@ -23,9 +29,11 @@ class ImportanceTracker:
 
     Args:
         model: any model that carries adapters.
-        importance: ``'sensitivity'`` (``I = |p * grad p|`` of the factors), ``'magnitude'``
-            (``I = |p|``) or ``'frobenius'`` (the norm of the delta at the moment of competition;
-            no history).
+        importance: ``'sensitivity'`` (``I = |p * grad p|`` of the factors), ``'per_weight'`` (the
+            same, divided by the number of weights in force), ``'magnitude'`` (``I = |p|``), or, by
+            the delta at the moment of competition and without history, ``'frobenius'`` (its norm)
+            or ``'common_threshold'`` (how many entries of the dense delta are among the largest
+            of all matrices, so that weights compete across matrices at once).
         beta1: decay of the average.
         beta2: decay of the uncertainty.
 
@@ -78,15 +86,16 @@ class ImportanceTracker:
         Args:
             grad_scale: what the gradients are still multiplied by (a loss scale), else 1.
         """
-        if self.importance == "frobenius":
+        if self.importance not in AVERAGED:
             return
-        if self.importance == "sensitivity" and all(f.grad is None for f in self.factors):
+        by_gradient = self.importance != "magnitude"
+        if by_gradient and all(f.grad is None for f in self.factors):
             return
         self._follow_device()
         current = torch.empty_like(self._averages)
         views = self._views(current)
         torch._foreach_copy_(views, self.factors)
-        if self.importance == "sensitivity":
+        if by_gradient:
             pairs = [(v, f.grad) for v, f in zip(views, self.factors, strict=True)]
             given = [pair for pair in pairs if pair[1] is not None]
             if len(given) < len(pairs):
@@ -102,16 +111,30 @@ class ImportanceTracker:
         ema_importance_(current, self._averages, self._uncertainties, self.beta1, self.beta2)
 
     @torch.no_grad()
-    def scores(self) -> list[float]:
-        """Score of each matrix, in the order of ``adapters``."""
+    def scores(self, budget: int | None = None) -> list[float]:
+        """Score of each matrix, in the order of ``adapters``.
+
+        Args:
+            budget: the number of weights that will be shared, which ``'common_threshold'`` needs;
+                None for as many as are in force.
+        """
+        adapters = self.adapters.values()
         if self.importance == "frobenius":
-            norms = [adapter.delta_weight().norm() for adapter in self.adapters.values()]
-            return torch.stack(norms).tolist()
+            return torch.stack([adapter.delta_weight().norm() for adapter in adapters]).tolist()
+        if self.importance == "common_threshold":
+            rules = [(adapter.rule, adapter.params) for adapter in adapters]
+            found = [magnitude_histogram(rule(params, 0.0)[0]) for rule, params in rules]
+            count = sum(adapter.num_nonzero for adapter in adapters) if budget is None else budget
+            return counts_above_common_threshold(torch.stack(found).cpu(), count).tolist()
         parts = [
             importance_score(a, u) for a, u in zip(self.average, self.uncertainty, strict=True)
         ]
-        counts = [len(adapter.factors) for adapter in self.adapters.values()]
-        return [float(group.sum()) for group in torch.stack(parts).double().split(counts)]
+        counts = [len(adapter.factors) for adapter in adapters]
+        found = [float(group.sum()) for group in torch.stack(parts).double().split(counts)]
+        if self.importance == "per_weight":
+            weights = [max(1, adapter.num_nonzero) for adapter in adapters]
+            return [score / count for score, count in zip(found, weights, strict=True)]
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on elsewhere: averages and uncertainties per factor tensor."""

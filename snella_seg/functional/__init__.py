@@ -5,7 +5,13 @@ torch and numpy only, no state. :mod:`snella_seg.engine` computes the same quick
 
 from .allocation import allocate_budget, moved_share
 from .delta import DeltaRule
-from .importance import ema_importance, ema_importance_, importance_score
+from .importance import (
+    counts_above_common_threshold,
+    ema_importance,
+    ema_importance_,
+    importance_score,
+    magnitude_histogram,
+)
 from .kernels import (
     KERNELS,
     distance_kernel,
@@ -25,6 +31,7 @@ __all__ = [
     "DeltaRule",
     "allocate_budget",
     "budget_schedule",
+    "counts_above_common_threshold",
     "distance_kernel",
     "ema_importance",
     "ema_importance_",
@@ -32,6 +39,7 @@ __all__ = [
     "get_sparsifier",
     "importance_score",
     "linear_kernel",
+    "magnitude_histogram",
     "mixed_kernel",
     "moved_share",
     "quantile_threshold",

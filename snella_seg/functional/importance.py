@@ -1,6 +1,10 @@
 """How much each matrix matters: smoothed sensitivity and its uncertainty (as in AdaLoRA)."""
 
+import torch
 from torch import Tensor
+
+#: Bins of :func:`magnitude_histogram`: the positive numbers of bfloat16.
+MAGNITUDES = 2**15
 
 
 def ema_importance_(
@@ -46,3 +50,38 @@ def importance_score(average: Tensor, uncertainty: Tensor) -> Tensor:
     The score of a matrix is the sum of this over its two factor tensors.
     """
     return (average * uncertainty).mean()
+
+
+def magnitude_histogram(values: Tensor) -> Tensor:
+    """How many values there are of each magnitude, at the resolution of bfloat16 (1/128).
+
+    Args:
+        values: any shape, floating point, finite.
+
+    Returns:
+        int64 tensor of shape (:data:`MAGNITUDES`,), smallest magnitudes first.
+    """
+    bits = values.detach().to(torch.float32).abs().flatten().view(torch.int32)
+    return torch.bincount(bits >> 16, minlength=MAGNITUDES)
+
+
+def counts_above_common_threshold(histograms: Tensor, budget: int) -> Tensor:
+    """How many entries of each matrix are among the ``budget`` largest of all matrices together.
+
+    Weights compete across matrices at once, under one threshold for all. The bin in which the
+    threshold lies is shared in proportion to what each matrix has there; zeros never count.
+
+    Args:
+        histograms: one :func:`magnitude_histogram` per matrix, shape (L, bins).
+        budget: number of entries to count, not negative.
+
+    Returns:
+        float64 tensor of shape (L,); it sums to the budget, or to the number of entries that are
+        not zero where those are fewer.
+    """
+    found = histograms.double()
+    found[:, 0] = 0.0
+    above = found.sum(0).flip(0).cumsum(0).flip(0)  # of a bin and all larger ones
+    later = above - found.sum(0)
+    taken = ((budget - later) / (above - later).clamp_min(1.0)).clamp(0.0, 1.0)
+    return (found * taken).sum(1)

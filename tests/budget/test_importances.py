@@ -69,6 +69,34 @@ def test_magnitude_and_frobenius():
     assert tracker.scores() == pytest.approx(norms)
 
 
+def test_per_weight_divides_by_what_is_in_force():
+    layers = model()
+    plain, tracker = ImportanceTracker(layers), ImportanceTracker(layers, "per_weight")
+    step(layers, 0)
+    plain.update(), tracker.update()
+    first, second = tracker.adapters.values()
+    first.set_num_nonzero(7), second.set_num_nonzero(0)
+    scores = plain.scores()
+    assert tracker.scores() == pytest.approx([scores[0] / 7, scores[1]])
+
+
+@pytest.mark.parametrize("sparsifier", ["weighted", "normalised"])
+def test_common_threshold_counts_the_largest_of_all(sparsifier):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 20))
+    add_adapters(layers, dict(rank=4, sparsifier=sparsifier), ["0", "1"])
+    tracker = ImportanceTracker(layers, "common_threshold")
+    dense = [a.delta_weight().detach().abs() for a in tracker.adapters.values()]
+    for adapter in tracker.adapters.values():
+        adapter.set_num_nonzero(100)  # what is left out now takes part in the count
+    for given, budget in ((700, 700), (None, 200), (5000, 1998)):  # the smallest of each is at t
+        limit = torch.cat([d.flatten() for d in dense]).sort(descending=True).values[budget - 1]
+        counts = [int((d >= limit).sum()) for d in dense]
+        scores = tracker.scores(given)
+        assert sum(scores) == pytest.approx(budget)
+        assert scores == pytest.approx(counts, abs=4)  # bins of 1/128
+
+
 def test_state_round_trip_and_refusal():
     layers = model()
     first = ImportanceTracker(layers)

@@ -21,7 +21,9 @@ def test_all_processes_do_as_the_first(monkeypatch):
     for epoch in (1, 2, 3):
         sent = []
         for process, said in scores.items():
-            monkeypatch.setattr(process.tracker, "scores", lambda said=said, e=epoch: said[e - 1])
+            monkeypatch.setattr(
+                process.tracker, "scores", lambda _, said=said, e=epoch: said[e - 1]
+            )
         due = first.reallocate(epoch, lambda tensor, sent=sent: sent.append(tensor.clone()))
         assert second.reallocate(epoch, lambda tensor, sent=sent: tensor.copy_(sent[0])) == due
         counts = [[adapter.num_nonzero for adapter in p.adapters] for p in (first, second)]

@@ -87,7 +87,8 @@ model = dict(
     ),
     "importance": (
         'custom_hooks = [dict(type="SparsityAllocationHook", importance="size")]',
-        "unknown importance 'size'; choose one of sensitivity, magnitude, frobenius",
+        "unknown importance 'size'; choose one of sensitivity, per_weight, "
+        "magnitude, frobenius, common_threshold",
     ),
     "short_schedule": (
         'custom_hooks = [dict(type="SparsityAllocationHook", interval=2, warmup_epochs=3)]',

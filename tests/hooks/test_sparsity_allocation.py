@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import snella_seg.register  # noqa: F401
-from snella_seg.budget.importances import ImportanceTracker
+from snella_seg.budget.importances import IMPORTANCES, ImportanceTracker
 from snella_seg.functional import allocate_budget, budget_schedule
 from snella_seg.hooks import SparsityAllocationHook
 from snella_seg.inject import add_adapters, freeze_base, list_adapters
@@ -97,7 +97,7 @@ def history(work_dir):
 
 
 @pytest.mark.parametrize("by_epoch", [False, True], ids=["iterations", "epochs"])
-@pytest.mark.parametrize("importance", ["sensitivity", "magnitude", "frobenius"])
+@pytest.mark.parametrize("importance", IMPORTANCES)
 def test_budgets_follow_the_schedule_to_the_target(tmp_path, by_epoch, importance):
     runner = train(tmp_path, by_epoch=by_epoch, target_sparsity=0.75, importance=importance)
     total = 8 * 24 + 24 * 16
@@ -308,7 +308,7 @@ def test_a_run_that_is_stopped_early_says_what_happened(tmp_path):
         (dict(reallocate="never"), "unknown reallocate 'never'; choose one of always, when_due"),
         (dict(due_at=1.5), r"due_at must lie in \[0, 1\], got 1.5"),
         (dict(schedule="quartic"), "unknown schedule 'quartic'; choose one of cubic, late, dense_"),
-        (dict(importance="gradient"), "sensitivity, magnitude, frobenius"),
+        (dict(importance="gradient"), "sensitivity, per_weight, magnitude, frobenius, common"),
         (dict(beta1=2.0), "beta1 must lie"),
         (dict(warmup_epochs=5), "shorter than its warm-up"),
         (dict(model=Toy(targets=())), "no SNELLA adapters"),
