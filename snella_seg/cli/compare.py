@@ -76,6 +76,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=3,
         help="how often time and memory of each method are measured; 0 for not at all (3)",
     )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=4,
+        help="how many validation images the report shows, with what each method made of them (4)",
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     return parser.parse_args(argv)
 

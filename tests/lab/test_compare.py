@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -12,6 +13,7 @@ from mmseg.registry import MODELS
 
 import snella_seg.register  # noqa: F401
 from snella_seg.inject import METHODS, list_adapters
+from snella_seg.lab.compare.cases import Case, choose, mean_iou
 from snella_seg.lab.compare.plan import Run, run_config, split
 from snella_seg.lab.compare.rates import GROWTHS
 from snella_seg.lab.compare.statistics import (
@@ -197,6 +199,34 @@ def test_statistics():
     assert (steps, means, lows, highs) == ([1], [3.0], [2.0], [4.0])
 
 
+def test_differences_of_what_some_runs_lack():
+    first, second = rows(3.0, 5.0, 7.0), rows(2.0, 3.0, 4.0)
+    first[0]["NLL"], first[1]["NLL"], first[2]["NLL"] = 0.5, None, 0.75
+    second[0]["NLL"], second[1]["NLL"] = 0.25, 0.5
+    assert paired_difference(first, second, "NLL") == (0.25, None)
+    assert np.isnan(paired_difference(first[2:], second, "NLL")[0])  # no seed in common
+
+
+def test_the_score_of_an_image_counts_the_classes_that_it_holds():
+    labels = np.array([[0, 0, 1], [1, 1, -1]])
+    assert mean_iou(np.array([[0, 0, 1], [1, 1, 0]]), labels) == 100.0
+    assert mean_iou(np.array([[0, 2, 1], [1, 0, 1]]), labels) == pytest.approx(50 * (1 / 3 + 2 / 3))
+    assert np.isnan(mean_iou(labels, np.full((2, 3), -1)))
+
+
+def test_cases_go_evenly_from_the_most_gain_to_the_most_loss():
+    empty = np.zeros((1, 1), int)
+    gains = [3.0, -4.0, 10.0, 1.0, 0.0, -2.0, 5.0]
+    cases = [
+        Case(
+            str(gain), empty, empty, scores={"frozen": 50.0, "lora": 50 + gain, "snella": 50 + gain}
+        )
+        for gain in gains
+    ]
+    assert [case.name for case in choose(cases, "frozen", 3)] == ["10.0", "1.0", "-4.0"]
+    assert len(choose(cases, "frozen", 20)) == 7 and choose([], "frozen", 4) == []
+
+
 @pytest.fixture
 def options(tiny_config_file, tmp_path):
     return (
@@ -230,7 +260,7 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
         both = [r["mIoU"] for r in study["runs"] if r["method"] == row["method"]]
         assert f"{sum(both) / 2:.2f} ±" in text and f"{sum(both) / 2:.2f} ±" in page
     pictures = set(re.findall(r"\]\((\w+\.png)\)", text))
-    expected = {"scores.png", "curves.png", "classes.png", "costs.png", "search.png"}
+    expected = {"scores.png", "curves.png", "classes.png", "cases.png", "costs.png", "search.png"}
     assert pictures == expected and page.count("data:image/png") == len(pictures)
     assert all((folder / name).stat().st_size > 5000 for name in pictures)
     assert not re.search(r"(src|href)=\"https?:", page)
@@ -263,6 +293,9 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, options, tmp_path):
 def test_bad_options(tool, tiny_config_file):
     done = tool("compare", tiny_config_file, "--methods", "loar")
     assert done.code == 1 and "unknown method 'loar'" in done.err
-    for seeds, message in (("-1", "seeds must not be negative"), ("0", "there is nothing to do")):
+    for seeds, message in (
+        ("-1", "seeds and cases must not be negative"),
+        ("0", "there is nothing to do"),
+    ):
         done = tool("compare", tiny_config_file, "--seeds", seeds)
         assert done.code == 1 and message in done.err

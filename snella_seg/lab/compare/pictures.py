@@ -1,8 +1,14 @@
 """The pictures of a comparison."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from numpy.typing import NDArray
+
 from ..style import MARKERS, OKABE_ITO, clean, new_figure, save_figure
+from .cases import Case
 from .rates import mean_scores
 from .statistics import by_method, class_means, mean_curve, mean_spread
 from .variant import Variant
@@ -155,6 +161,36 @@ def draw_costs(rows: list[dict], costs: dict[str, dict], path: Path) -> Path:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return save_figure(figure, path)
+
+
+def draw_cases(cases: Sequence[Case], reference: str, meta: dict, path: Path) -> Path:
+    """Images, their labels and what each method made of them, a row each; ignored pixels white."""
+    methods = [reference, *(name for name in cases[0].made if name != reference)]
+    highest = max(int(made.max()) for case in cases for made in (case.labels, *case.made.values()))
+    colours = class_colours(highest + 1, meta.get("palette"))
+    height, width = cases[0].labels.shape
+    side = 2.4
+    figure = new_figure(side * (2 + len(methods)), len(cases) * (side * height / width + 0.3) + 0.2)
+    axes = figure.subplots(len(cases), 2 + len(methods), squeeze=False)
+    for row, case in zip(axes, cases, strict=True):
+        shown = {Path(case.name).name: case.picture, "labels": colours[case.labels]}
+        for method in methods:
+            title = f"{Variant.parse(method).label}: {case.scores[method]:.1f} %"
+            shown[title] = colours[np.where(case.labels < 0, -1, case.made[method])]
+        for axis, (title, picture) in zip(row, shown.items(), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return save_figure(figure, path)
+
+
+def class_colours(count: int, palette: Sequence | None) -> NDArray:
+    """RGB of classes in 0 to 1, (count + 1, 3), the palette's where it has enough; white last."""
+    given = np.asarray(palette or (), float).reshape(-1, 3) / 255
+    hues = np.arange(count) * 0.618034 % 1
+    drawn = hsv_to_rgb(np.stack([hues, 1 - np.arange(count) % 3 * 0.25, 0 * hues + 0.9], 1))
+    return np.vstack([given[:count] if len(given) >= count else drawn, np.ones((1, 3))])
 
 
 def _on_gpu(costs: dict[str, dict]) -> bool:

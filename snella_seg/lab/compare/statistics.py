@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Iterable
 
 from scipy.stats import t
 
@@ -15,19 +16,28 @@ def by_method(rows: list[dict]) -> dict[str, list[dict]]:
     return methods
 
 
+def reference_method(methods: Iterable[str]) -> str:
+    """What others are held against: the frozen backbone, or the first method."""
+    methods = list(methods)
+    return "frozen" if "frozen" in methods else methods[0]
+
+
 def mean_spread(values: list[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (of the sample); None for the latter with one value."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return statistics.fmean(values), spread
 
 
-def paired_difference(rows: list[dict], others: list[dict]) -> tuple[float, float | None]:
-    """Mean difference in mIoU of runs with equal seeds, and its standard error.
+def paired_difference(
+    rows: list[dict], others: list[dict], key: str = "mIoU"
+) -> tuple[float, float | None]:
+    """Mean difference in a figure of runs with equal seeds, and its standard error.
 
     The standard error is None with fewer than two common seeds, the difference NaN with none.
     """
-    other = {row["seed"]: row["mIoU"] for row in others}
-    differences = [row["mIoU"] - other[row["seed"]] for row in rows if row["seed"] in other]
+    other = {row["seed"]: row[key] for row in others if row.get(key) is not None}
+    pairs = [(row[key], other.get(row["seed"])) for row in rows if row.get(key) is not None]
+    differences = [one - another for one, another in pairs if another is not None]
     if not differences:
         return math.nan, None
     mean, spread = mean_spread(differences)

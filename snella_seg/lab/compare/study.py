@@ -7,12 +7,14 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ... import register  # noqa: F401
-from ...loading import write_text
+from ...loading import latest_checkpoint, write_text
+from .cases import Case, choose, look_at
 from .cost import measure_costs
 from .execute import execute
 from .forgetting import add_forgetting, score_source
 from .plan import Run, run_config
 from .rates import ComparisonFailed, choose_rates
+from .statistics import reference_method
 from .study_report import environment, write_study_report
 from .variant import Variant
 
@@ -34,6 +36,7 @@ def compare(
     jobs: int = 1,
     work_dir: str | None = None,
     cost_rounds: int = 3,
+    cases: int = 4,
     command: str = "",
     source: Config | None = None,
     say: Callable[[str], None] = print,
@@ -58,6 +61,7 @@ def compare(
         jobs: trainings side by side.
         work_dir: where all is kept; a comparison that was cut off goes on there.
         cost_rounds: how often time and memory of each method are measured; 0 for not at all.
+        cases: how many validation images the report shows, with what each method made of them.
         command: by which it was called, for the report.
         source: the task that the backbone was trained on, of
             :func:`snella_seg.lab.compare.source_config`, on which forgetting is measured.
@@ -79,10 +83,10 @@ def compare(
     unused = [method for method in lr if method not in methods]
     if unused:
         raise ValueError(f"a learning rate is given for {unused[0]}, which is not compared")
-    if seeds < 0 or min(jobs, search_seeds) < 1:
+    if min(seeds, cases) < 0 or min(jobs, search_seeds) < 1:
         raise ValueError(
-            "seeds must not be negative, jobs and search_seeds must be positive, got "
-            f"{seeds}, {jobs} and {search_seeds}"
+            "seeds and cases must not be negative, jobs and search_seeds must be positive, got "
+            f"{seeds}, {cases}, {jobs} and {search_seeds}"
         )
     if not (seeds or lrs or head_lrs):
         raise ValueError("there is nothing to do: give seeds, or learning rates to choose from")
@@ -153,13 +157,27 @@ def compare(
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
         study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)
     write_text(folder / STUDY, json.dumps(study, indent=1))
-    say(f"report: {write_study_report(study, folder)}")
+    shown, meta = _cases(cfg, results, folder / "runs", cases)
+    say(f"report: {write_study_report(study, folder, shown, meta)}")
     failed = [row for row in study["runs"] if "error" in row]
     if failed:
         raise ComparisonFailed(
             f"{len(failed)} runs failed, the first: {failed[0]['folder']}: {failed[0]['error']}"
         )
     return study
+
+
+def _cases(
+    cfg: Config, results: dict[Run, dict], folder: Path, count: int
+) -> tuple[list[Case], dict]:
+    """Images on which the runs of seed 0 differ, and the dataset's meta information."""
+    runs = [run for run, result in results.items() if "error" not in result and run.seed == 0]
+    found = {run: latest_checkpoint(str(folder / run.name)) for run in runs if count}
+    segmentors = {run.method: (run_config(cfg, run), path) for run, path in found.items() if path}
+    if len(segmentors) < 2:
+        return [], {}
+    seen, meta = look_at(segmentors)
+    return choose(seen, reference_method(segmentors), count), meta
 
 
 def _schedule(cfg: Config, length: int | None) -> str:

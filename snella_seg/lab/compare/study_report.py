@@ -3,26 +3,39 @@
 import os
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..document import Document, Section
 from ..text import size
 from . import pictures as plots
+from .cases import Case
 from .rates import mean_scores
-from .statistics import by_method, class_means, confidence, mean_spread, paired_difference
+from .statistics import (
+    by_method,
+    class_means,
+    confidence,
+    mean_spread,
+    paired_difference,
+    reference_method,
+)
 from .variant import Variant
 
 
-def write_study_report(study: dict, folder: Path) -> Path:
+def write_study_report(
+    study: dict, folder: Path, cases: Sequence[Case] = (), meta: Mapping[str, Any] | None = None
+) -> Path:
     """Write ``report.md``, ``report.html`` and pictures; return the path of the page.
 
     Args:
         study: what ``study.json`` holds.
         folder: where to write.
+        cases: images to show.
+        meta: of the dataset, for their colours.
 
     Raises:
         ValueError: when no run of the study has ended well.
@@ -31,7 +44,8 @@ def write_study_report(study: dict, folder: Path) -> Path:
         raise ValueError("no run of the comparison has ended well: there is nothing to report")
     title, sections = f"Comparison: {Path(study['config']).stem}", []
     if study["runs"]:
-        sections = [*_scores(study, folder), *_classes(study, folder), *_costs(study, folder)]
+        sections = [*_scores(study, folder), *_classes(study, folder)]
+        sections += [*_cases(study, cases, meta or {}, folder), *_costs(study, folder)]
     sections += [*_search(study, folder), *_failures(study)]
     return Document(title, _facts(study), sections).write(folder, "report.html")
 
@@ -123,24 +137,34 @@ def _heads(study: dict) -> str:
 
 
 def _differences(methods: dict[str, list[dict]], reference: str) -> Section:
-    rows, header = [], ["method", "difference", "95 % interval"]
+    rows, header = [], ["method", "difference", "95 % interval", "NLL", "95 % interval"]
     for name, group in methods.items():
         if name != reference:
-            mean, error = paired_difference(methods[reference], group)
-            if mean != mean:  # no seed in common
-                continue
-            tail = interval = ""
-            if error is not None:
-                half = confidence(error, min(len(group), len(methods[reference])))
-                tail, interval = f" ± {error:.2f}", f"{mean - half:+.2f} to {mean + half:+.2f}"
-            rows.append([Variant.parse(name).label, f"{mean:+.2f}{tail}", interval or "-"])
+            score = _difference(methods[reference], group, "mIoU", "+.2f")
+            likelihood = _difference(methods[reference], group, "NLL", "+.4f")
+            if score != ("-", "-"):
+                rows.append([Variant.parse(name).label, *score, *likelihood])
     label = Variant.parse(reference).label
     text = (
-        f"{label} minus each method, in points of mIoU: the mean over seeds of the difference at "
-        "equal seed, its standard error, and the 95 % interval by Student's t. Where that holds "
-        "zero the difference may be chance."
+        f"{label} minus each method, in points of mIoU (higher is better) and in NLL (lower is "
+        "better): the mean over seeds of the difference at equal seed, its standard error, and the "
+        "95 % interval by Student's t. Where that holds zero the difference may be chance."
     )
     return Section(f"{label} against the others", text, header, rows)
+
+
+def _difference(rows: list[dict], others: list[dict], key: str, form: str) -> tuple[str, str]:
+    """A mean difference with its standard error, and its interval; dashes where not known."""
+    mean, error = paired_difference(rows, others, key)
+    if mean != mean:  # no seed in common
+        return "-", "-"
+    if error is None:
+        return f"{mean:{form}}", "-"
+    half = confidence(error, min(len(rows), len(others)))
+    return (
+        f"{mean:{form}} ± {error:{form[1:]}}",
+        f"{mean - half:{form}} to {mean + half:{form}}",
+    )
 
 
 def _classes(study: dict, folder: Path) -> list[Section]:
@@ -149,13 +173,28 @@ def _classes(study: dict, folder: Path) -> list[Section]:
     names = dict.fromkeys(c for table in means.values() for c in table)
     if not names:
         return []
-    reference = "frozen" if "frozen" in methods else next(iter(methods))
+    reference = reference_method(methods)
     rows = [[c, *(_or_dash(table.get(c), "{:.1f}") for table in means.values())] for c in names]
     header = ["class", *(Variant.parse(name).label for name in means)]
     picture = None
     if len(methods) > 1:
         picture = plots.draw_classes(study["runs"], reference, folder / "classes.png")
     return [Section("IoU of each class, %", "Means over seeds.", header, rows, picture)]
+
+
+def _cases(
+    study: dict, cases: Sequence[Case], meta: Mapping[str, Any], folder: Path
+) -> list[Section]:
+    if not cases:
+        return []
+    reference = reference_method(by_method(study["runs"]))
+    text = (
+        "Validation images by the runs of seed 0, evenly from the one that gains most "
+        f"over {Variant.parse(reference).label} to the one that loses most, in the mean of all "
+        "other methods. Figures: mean IoU over the classes in the image. White: ignored."
+    )
+    picture = plots.draw_cases(cases, reference, meta, folder / "cases.png")
+    return [Section("Images", text, picture=picture)]
 
 
 def _costs(study: dict, folder: Path) -> list[Section]:
