@@ -12,6 +12,7 @@ from ..functional import allocate_budget, budget_schedule, moved_share
 from ..inject import list_adapters, sparsity_by_kind
 from .churn import ChurnTracker
 from .importances import ImportanceTracker
+from .wording import KIND
 
 
 class SparsityAllocator:
@@ -174,7 +175,7 @@ class SparsityAllocator:
         """Figures of a record for a visualizer: budget, sparsity by kind, churn if it is known."""
         kinds = sparsity_by_kind(self.tracker.adapters)
         found = {"snella/budget": record["budget"]}
-        found.update({f"snella/sparsity_{kind}": value for kind, value in kinds.items()})
+        found.update({KIND + kind: value for kind, value in kinds.items()})
         entered, left = record["entered"], record["left"]
         if entered is not None:
             changed = sum(min(entered[name], left[name]) for name in left)

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
+from ..budget.wording import allocation_text, no_reallocation_text, resumed_text
 from ..functional import SCHEDULES
 from ..inject import METHODS, Method, allocation_mode, summarize
 from ..inject.methods import ALLOCATIONS
@@ -188,16 +189,8 @@ class SparsityAllocationHook(Hook):
         done = self.allocator.reallocations
         runner.visualizer.add_scalars({"snella/reallocations": done}, step=runner.iter)
         if done == 0:  # which nobody could know at its start
-            early = runner.iter < runner.max_iters
-            runner.logger.warning(
-                (
-                    f"training stopped after {runner.iter} of {runner.max_iters} iterations"
-                    if early
-                    else "the run was resumed, without SNELLA state, too near its end"
-                )
-                + f": no reallocation took place (one is due every {self.period} iterations), all "
-                "sparsities are those that it began with"
-            )
+            text = no_reallocation_text(runner.iter, runner.max_iters, self.period)
+            runner.logger.warning(text)
 
     def reallocate(self, runner, epoch: int) -> None:
         """Let the matrices compete for the budget of ``epoch``."""
@@ -264,25 +257,16 @@ class SparsityAllocationHook(Hook):
             )
             return
         self.allocator.load_state_dict(self._loaded)
-        now, before = self._schedule(runner), self._loaded.get("schedule") or {}
-        changes = [f"{k} {before[k]} -> {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
-        if changes and self.mode != "fixed":
-            in_force, target = self.allocator.in_force, self.allocator.target_budget
-            runner.logger.warning(
-                f"resumed with another schedule of the budget ({', '.join(changes)}): it goes on "
-                f"from the {in_force} weights in force to {target}"
-                + (", and grows, as asked for" if target > in_force else ", and does not grow")
-                + self._apart(now, before)
-            )
-
-    def _apart(self, now: dict, before: dict) -> str:
-        """How far reallocations are apart, where an iteration takes another number of images."""
-        each = now["images an iteration"]
-        if not each or each == before.get("images an iteration", each):
-            return ""
-        wanted = f", as near as whole iterations come to {self._images}"
-        kept = each * self.period == self._images
-        return f"; reallocations are {each * self.period} images apart{'' if kept else wanted}"
+        allocator = self.allocator
+        text = resumed_text(
+            self._schedule(runner),
+            self._loaded.get("schedule") or {},
+            allocator.in_force,
+            allocator.target_budget,
+            self._images,
+        )
+        if text is not None and self.mode != "fixed":
+            runner.logger.warning(text)
 
     def _record(self, runner, epoch: int, step: int, due: bool = True) -> None:
         """Write the sparsities now in force to the history, the log and the visualizer."""
@@ -290,24 +274,11 @@ class SparsityAllocationHook(Hook):
         scalars = self.allocator.scalars(record)
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=step)
-        start = "snella/sparsity_"
-        kinds = {k.removeprefix(start): v for k, v in scalars.items() if k.startswith(start)}
-        runner.logger.info(
-            f"SNELLA budget of epoch {epoch}: {record['budget']} of {sum(self.allocator.sizes)} "
-            "delta weights; sparsity "
-            + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
-            + self._due_text(record)
-        )
+        weights, asked = sum(self.allocator.sizes), self.due_at is not None
+        runner.logger.info(allocation_text(record, scalars, weights, asked))
         if is_main_process():
             append_line(Path(runner.work_dir), record)
         self._warn_of_size(runner, record["norm"])
-
-    def _due_text(self, record: dict) -> str:
-        """What became of ``reallocate='when_due'``, for the log."""
-        if self.due_at is None or record["moved"] is None:
-            return ""
-        done = "competed anew" if record["due"] else "shared as before, no reallocation is due"
-        return f"; {record['moved']:.1%} of it would move: {done}"
 
     def _warn_of_size(self, runner, norms: dict[str, float]) -> None:
         warning = self.guard.check(norms)

@@ -13,8 +13,8 @@ from torch import nn
 
 import snella_seg.register  # noqa: F401
 from snella_seg.budget.importances import IMPORTANCES, ImportanceTracker
+from snella_seg.budget.wording import due_text
 from snella_seg.functional import allocate_budget, budget_schedule
-from snella_seg.hooks import SparsityAllocationHook
 from snella_seg.inject import add_adapters, freeze_base, list_adapters
 
 SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
@@ -181,7 +181,7 @@ def test_reallocations_when_due(tmp_path):
     text = next((tmp_path / "due").glob("*/vis_data/scalars.json")).read_text()
     scalars = [json.loads(row) for row in text.splitlines() if "snella/moved" in row]
     assert [row["snella/moved"] for row in scalars] == [line["moved"] for line in due[2:]]
-    told = [SparsityAllocationHook(**WHEN_DUE)._due_text(line) for line in due]
+    told = [due_text(line) for line in due]
     assert told[:2] == ["", ""] and told[2].endswith("% of it would move: competed anew")
     assert any("shared as before, no reallocation is due" in one for one in told)
 
