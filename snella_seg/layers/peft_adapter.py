@@ -4,6 +4,7 @@ Any tuner that PEFT can put around an ``nn.Linear`` works, and on every matrix t
 PEFT sees the rows of a packed weight as a linear layer of their own.
 """
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -219,16 +220,22 @@ def _config_class(name: str | None, options: Mapping[str, Any]) -> tuple[type, d
         raise ImportError(
             "method='peft' needs the package peft: pip install 'snella_seg[peft]'"
         ) from None
-    cls = getattr(peft, str(name), None)
-    if not (inspect.isclass(cls) and issubclass(cls, peft.PeftConfig)):
-        known = [n for n in dir(peft) if n.endswith("Config") and n != "PeftConfig"]
-        raise ValueError(f"peft has no config {name!r}; it has {', '.join(known)}")
+    known = [n for n in dir(peft) if n.endswith("Config") and n != "PeftConfig"]
+    if name is None:
+        raise ValueError("method='peft' needs config, a class of peft such as 'LoraConfig'")
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known) or known
+        raise ValueError(f"peft has no config {name!r}; it has {', '.join(near)}")
+    cls = getattr(peft, name)
     parameters = inspect.signature(cls).parameters
     for key in options:
         if key == "target_modules":
             raise ValueError("target_modules is set by targets of model.backbone; leave it out")
         if key not in parameters:
-            raise ValueError(f"{name} of peft does not take {key!r}")
+            near = difflib.get_close_matches(key, parameters) or [*parameters]
+            raise ValueError(
+                f"{name} of peft does not take {key!r}; choose one of {', '.join(near)}"
+            )
     defaults = {key: value for key, value in _DEFAULTS.items() if key in parameters}
     return cls, {**defaults, **options}
 

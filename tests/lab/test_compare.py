@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 
 import snella_seg.register  # noqa: F401
 from snella_seg.inject import METHODS, list_adapters
+from snella_seg.lab.compare import compare
 from snella_seg.lab.compare.cases import Case, choose, mean_iou
 from snella_seg.lab.compare.plan import Run, run_config, split
 from snella_seg.lab.compare.rates import GROWTHS
@@ -143,6 +144,28 @@ def test_variants():
 def test_variants_that_make_no_sense(text, message):
     with pytest.raises(ValueError, match=message):
         Variant.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("peft:config=Nonsense", "peft has no config 'Nonsense'; it has .*LoraConfig"),
+        ("peft:config=LoraConfg", "peft has no config 'LoraConfg'; it has LoraConfig"),
+        ("peft:config=LoraConfig,rr=3", "LoraConfig of peft does not take 'rr'; choose one of r"),
+        ("peft:r=3", "method='peft' needs config, a class of peft such as 'LoraConfig'"),
+        ("snella:kernel=nonsense", "unknown kernel 'nonsense'"),
+        ("snella:rank=7", "rank"),  # the config has two heads
+        ("snella_v2:schedule=never", "unknown schedule 'never'; choose one of cubic"),
+        ("snella:target_sparsity=2", "target_sparsity must lie in"),
+    ],
+)
+def test_values_are_refused_before_any_run(tiny, tmp_path, text, message):
+    if text.startswith("peft"):
+        pytest.importorskip("peft")
+    tiny.model.backbone.adapter = dict(rank=8, heads=2)
+    with pytest.raises(ValueError, match=message):
+        compare(tiny, "c.py", ["frozen", text], work_dir=str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_variant_reaches_the_config(tiny):
@@ -281,12 +304,15 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tool, options, tmp_path):
-    arguments = [*options[:4], "--methods", "frozen", "snella:rank=3", "--seeds", "1"]
+    arguments = [*options[:4], "--methods", "frozen", "snella:rank=1024", "--seeds", "1"]
     done = tool(*arguments, "--cost-rounds", "0")
     assert done.code == 1
-    assert "1 runs failed" in done.err and "rank must be a positive multiple of heads" in done.err
+    assert (
+        "1 runs failed" in done.err
+        and "is above the smaller side of every adapted matrix" in done.err
+    )
     text = (tmp_path / "study/report.md").read_text()
-    assert "## Failed runs" in text and "rank must be a positive multiple" in text
+    assert "## Failed runs" in text and "is above the smaller side" in text
     assert "| frozen |" in text
 
 

@@ -1,5 +1,6 @@
 """A comparison from the choice of learning rates to the report."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,7 +80,7 @@ def compare(
     if twice:
         raise ValueError(f"{twice[0]} is given twice in --methods")
     for method in methods:
-        Variant.parse(method)
+        Variant.parse(method).apply(copy.deepcopy(cfg))  # what is refused is so before any run
     unused = [method for method in lr if method not in methods]
     if unused:
         raise ValueError(f"a learning rate is given for {unused[0]}, which is not compared")

@@ -8,7 +8,10 @@ from mmengine.config import Config
 
 from ...configs import type_name
 from ...hooks import SparsityAllocationHook
-from ...inject import Method, adapter_options, get_method
+from ...inject import Method, adapter_options, get_method, settle
+
+#: What mmengine takes of a hook's config for itself.
+_OF_HOOKS = ("type", "priority", "_scope_")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Variant:
         """Set the method and its options in a config.
 
         Raises:
-            ValueError: on an option of the allocation where the config has no such hook.
+            ValueError: on an option of the allocation where the config has no such hook, and on
+                values, of the variant or the config, that adapter or hook refuse.
         """
         backbone, method = cfg.model.backbone, self.method
         backbone.method = self.name
@@ -84,6 +88,10 @@ class Variant:
             if method.allocation != "competition":
                 hook.pop("allocation", None)
             hook.update(dict(self.hook))
+            SparsityAllocationHook(**{k: v for k, v in hook.items() if k not in _OF_HOOKS})
+        if method.adapts:
+            options, *_ = settle(self.name, backbone.adapter, "auto", "auto")
+            method.adapter_class.for_shapes({}, **options)
 
     def _takes(self, option: str) -> bool:
         """Whether an option of the config's adapter means the same for this method."""
