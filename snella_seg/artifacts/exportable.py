@@ -32,6 +32,8 @@ class Deployable(nn.Module):
             module.__class__ = _EXPORTABLE.get(type(module), type(module))
             if hasattr(module, "dynamic_feat_size"):  # of timm, which may not be installed
                 module.dynamic_feat_size = functools.partial(_grid, module)
+            if type(module).__name__ == "RotaryEmbeddingDinoV3":
+                module._create_embed = functools.partial(_rotation, module)
             if type(module).__name__ in _WINDOWED:
                 module.fused_attn = False
         self.model, self.labels = model.requires_grad_(False), labels
@@ -84,6 +86,16 @@ def _grid(embedding: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
+def _rotation(embedding: nn.Module, size: tuple[int, int], no_aug: bool = True) -> Tensor:
+    """DINOv3's rotations in eval, (rows * columns, 2 * dim), for rows and columns that are symbols.
+
+    timm divides by ``float(rows)``, which an exporter takes for the number that it traces.
+    """
+    places = [(torch.arange(side) + 0.5 + embedding.grid_offset) / side for side in size]
+    grid = torch.stack(torch.meshgrid(places, indexing="ij"), -1).flatten(0, 1)
+    return torch.cat(embedding._get_pos_embed_from_coords(2.0 * grid - 1.0), -1)
+
+
 class _AnySizePool(nn.AdaptiveAvgPool2d):
     """Averages over bins as matrix products, whose shapes may be symbols."""
 
@@ -120,8 +132,14 @@ _EXPORTABLE: dict[type, type] = {
 _WINDOWED = {"MaskUnitAttention", "LocallyGroupedAttn"}
 
 
-#: Classes of timm whose windows take minutes to follow for images of any size.
-_SLOW = {"TinyVitBlock", "MultiScaleBlock"}
+#: Classes whose windows take minutes to follow for images of any size: padding to a multiple of the
+#: window nests remainders, which are simplified anew in every block.
+_SLOW = {
+    "TinyVitBlock",
+    "MultiScaleBlock",
+    "LocallyGroupedAttn",
+    "LocallyGroupedSelfAttention",
+}
 
 
 def fixes_size(model: nn.Module) -> bool:
