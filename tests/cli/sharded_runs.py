@@ -1,6 +1,6 @@
 """Runs of tools/train.py in the same processes, for test_fully_shard.py.
 
-``torchrun --nproc_per_node=2 sharded_runs.py CONFIG RUNS``, with RUNS as JSON: name -> options.
+``torchrun --nproc_per_node=2 sharded_runs.py RUNS``, with RUNS as JSON: name -> config, options.
 """
 
 import gc
@@ -60,14 +60,15 @@ def storages(tensors) -> dict[int, int]:
 
 
 def main() -> None:
-    config, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    runs = json.loads(sys.argv[1])
     dist.init_process_group("gloo")
     snella_seg.cli.train.leave_process_group = lambda: None  # one group for all runs
     codes = [
         run_tool(
-            "train", config, "--work-dir", config.parent / name, "--launcher", "pytorch", *more
+            *("train", config, "--work-dir", Path(config).with_name(name)),
+            *("--launcher", "pytorch", *options),
         )
-        for name, more in runs.items()
+        for name, (config, *options) in runs.items()
     ]
     dist.barrier()
     dist.destroy_process_group()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, history, save_base, scores_of, write_tiny_config
+from helpers import ROOT, history, run_tool, save_base, scores_of, write_tiny_config
 
 from snella_seg.loading.header import HEADER
 
@@ -26,28 +26,47 @@ custom_hooks = [
     dict(type="SaveRank"),
 ]
 """
+#: What a batch is does not depend on how many processes share it.
+SAME_BATCH = """
+_base_ = './config.py'
+norm = dict(norm_cfg=dict(_delete_=True, type="GN", num_groups=4), dropout_ratio=0)
+model = dict(decode_head=norm, auxiliary_head=norm)
+custom_hooks = [dict(type="SparsityAllocationHook", target_sparsity=0.5, interval=2)]
+train_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
+"""
+WHOLE_BATCH = ("--cfg-options", "train_dataloader.batch_size=4")  # of two processes
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_dataset) -> Path:
-    """Folder of four runs: by DDP, sharded, resumed from its middle, in mixed precision."""
+    """Folder of runs: by DDP, sharded, resumed from its middle, in mixed precision; then of the
+    same batches: by one process, by two, begun by one and gone on with by two, and the reverse."""
     folder = tmp_path_factory.mktemp("sharded")
     tiny = write_tiny_config(folder, tiny_dataset)
     base = save_base(tiny, folder / "base.pth")
     (folder / "config.py").write_text(CONFIG.replace("BASE", base.as_posix()))
-    recorded = folder / "recorded.py"
+    recorded, same = folder / "recorded.py", folder / "same.py"
     recorded.write_text(RECORDED)
+    same.write_text(SAME_BATCH)
+    assert run_tool("train", same, "--work-dir", folder / "alone", *WHOLE_BATCH) == 0
     whole = "default_hooks.checkpoint.slim=False"
     asked = {
-        "ddp": ["--cfg-options", "model_wrapper_cfg.type=MMDistributedDataParallel"],
-        "sharded": [],
-        "resumed": ["--resume", str(folder / "sharded/iter_3.pth"), "--cfg-options", whole],
-        "amp": ["--amp", "--cfg-options", "train_cfg.max_iters=3"],
+        "ddp": [recorded, "--cfg-options", "model_wrapper_cfg.type=MMDistributedDataParallel"],
+        "sharded": [recorded],
+        "resumed": [recorded, "--resume", folder / "sharded/iter_3.pth", "--cfg-options", whole],
+        "amp": [recorded, "--amp", "--cfg-options", "train_cfg.max_iters=3"],
+        "together": [same],
+        "joined": [same, "--resume", folder / "alone/iter_3.pth"],
     }
     launch = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     done = subprocess.run(
-        [sys.executable, *launch, ROOT / "tests/cli/sharded_runs.py", recorded, json.dumps(asked)],
+        [
+            sys.executable,
+            *launch,
+            ROOT / "tests/cli/sharded_runs.py",
+            json.dumps(asked, default=str),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -55,6 +74,8 @@ def runs(tmp_path_factory, tiny_dataset) -> Path:
     )
     print(done.stdout, done.stderr, sep="\n")
     assert done.returncode == 0
+    left = ("--work-dir", folder / "left", "--resume", folder / "together/iter_3.pth")
+    assert run_tool("train", same, *left, *WHOLE_BATCH) == 0
     return folder
 
 
@@ -117,6 +138,18 @@ def test_a_resumed_run_ends_alike_and_saves_the_base_if_asked(runs):
     frozen = {n: v for n, v in base.items() if n != "cls_token"}
     assert len(frozen) > 20
     assert all(torch.equal(state[f"backbone.backbone.{n}"], v) for n, v in frozen.items())
+
+
+@pytest.mark.parametrize("name", ["together", "joined", "left"])
+def test_another_number_of_processes_goes_on_alike(name, runs):
+    expected, found = (
+        torch.load(runs / run / "iter_6.pth", weights_only=False)["state_dict"]
+        for run in ("alone", name)
+    )
+    check_adapters(found, expected)
+    lines, unbroken = (history(runs / run) for run in (name, "alone"))
+    resumed = [line for line in unbroken if line["iter"] > 3] if name != "together" else unbroken
+    assert [line["sparsity"] for line in lines] == [line["sparsity"] for line in resumed]
 
 
 def test_one_process_tests_and_merges_what_two_have_trained(runs, tool, tmp_path):
