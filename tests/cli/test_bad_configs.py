@@ -9,6 +9,12 @@ HOOK = "custom_hooks = [dict(type='SparsityAllocationHook', {})]"
 PARAMWISE = """
 optim_wrapper = dict(constructor='SnellaOptimWrapperConstructor', paramwise_cfg=dict({}))"""
 
+ADVICE = (
+    "adapters and their competition need whole ones: leave it out (--launcher then uses "
+    "MMDistributedDataParallel), or shard the frozen base by "
+    "model_wrapper_cfg=dict(type='SnellaFullyShard')"
+)
+
 #: What is tried -> what the config adds, what the line says.
 CONFIGS = {
     "rank=100000": (
@@ -87,15 +93,19 @@ CONFIGS = {
     ),
     "a strategy that shards": (
         "runner_type = 'FlexibleRunner'\nstrategy = dict(type='DeepSpeedStrategy')",
-        "strategy asks for DeepSpeedStrategy, which shards parameters",
+        "strategy asks for DeepSpeedStrategy, which shards parameters; " + ADVICE,
     ),
     "a wrapper that shards": (
         "model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')",
-        "model_wrapper_cfg asks for MMFullyShardedDataParallel, which shards parameters",
+        "model_wrapper_cfg asks for MMFullyShardedDataParallel, which shards parameters; " + ADVICE,
+    ),
+    "another strategy that shards": (
+        "runner_type = 'FlexibleRunner'\nstrategy = dict(type='FSDPStrategy')",
+        "strategy asks for FSDPStrategy, which shards parameters; " + ADVICE,
     ),
     "an optimizer's wrapper that shards": (
         "optim_wrapper = dict(type='DeepSpeedOptimWrapper')",
-        "optim_wrapper asks for DeepSpeedOptimWrapper, which shards parameters",
+        "optim_wrapper asks for DeepSpeedOptimWrapper, which shards parameters; " + ADVICE,
     ),
     "text for a hook": (
         "custom_hooks = ['SparsityAllocationHook']",
