@@ -59,6 +59,24 @@ def check_config(cfg: Config) -> None:
     if slips:
         raise ValueError(f"config: {'; '.join(dict.fromkeys(slips))}")
     _refuse_sharding(cfg)
+    _refuse_endless_epochs(cfg)
+
+
+def _refuse_endless_epochs(cfg: Config) -> None:
+    """Refuse epochs over a sampler that never ends, of which the first would last forever.
+
+    Raises:
+        ValueError: naming both, and what goes with each.
+    """
+    loop = cfg.get("train_cfg") or {}
+    kind = type_name(loop) or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "")
+    sampler = type_name((cfg.get("train_dataloader") or {}).get("sampler") or {})
+    if kind == "EpochBasedTrainLoop" and sampler == "InfiniteSampler":
+        raise ValueError(
+            "train_cfg counts epochs (EpochBasedTrainLoop), and an epoch of InfiniteSampler never "
+            "ends: set train_dataloader.sampler.type to DefaultSampler, or train_cfg.type to "
+            "IterBasedTrainLoop with max_iters"
+        )
 
 
 def _refuse_other_shape(node: Any, parts: list[str], kinds: tuple, path: str = "") -> None:

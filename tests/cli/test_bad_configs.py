@@ -99,6 +99,10 @@ CONFIGS = {
         "model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')",
         "model_wrapper_cfg asks for MMFullyShardedDataParallel, which shards parameters; " + ADVICE,
     ),
+    "epochs that never end": (
+        "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2)",
+        "an epoch of InfiniteSampler never ends: set train_dataloader.sampler.type to Default",
+    ),
     "another strategy that shards": (
         "runner_type = 'FlexibleRunner'\nstrategy = dict(type='FSDPStrategy')",
         "strategy asks for FSDPStrategy, which shards parameters; " + ADVICE,
