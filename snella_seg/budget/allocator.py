@@ -14,6 +14,10 @@ from .churn import ChurnTracker
 from .importances import ImportanceTracker
 from .wording import KIND
 
+#: Steps before a reallocation in which all tokens take part; what was seen before them has 4 % of
+#: the weight by the default decay of averages, 0.85.
+EXACT_STEPS = 20
+
 
 class SparsityAllocator:
     """Lets the adapted matrices of a model compete for a budget that falls from epoch to epoch.
@@ -100,6 +104,18 @@ class SparsityAllocator:
     def observe(self, grad_scale: Tensor | float = 1.0) -> None:
         """Take in importances, just before an optimizer step; see :class:`ImportanceTracker`."""
         self.tracker.update(grad_scale)
+
+    def look_ahead(self, left: int | None, interval: int) -> None:
+        """Be told how many optimizer steps are left until matrices compete; None: they will not.
+
+        Where gradients are estimated from a part of the tokens, sensitivities ``|p * grad p|`` are
+        larger by the noise, more so in some matrices than in others. What was seen long ago hardly
+        counts, so the last :data:`EXACT_STEPS` take all tokens, a third of an ``interval`` at most.
+        """
+        scored = self.mode == "competition" and self.tracker.by_gradient
+        exact = scored and left is not None and left <= min(EXACT_STEPS, interval // 3)
+        for adapter in self.adapters:
+            adapter.takes_all_tokens = exact
 
     def spread_target(self, agree: Callable[[Tensor], Any] | None = None) -> None:
         """Give every matrix the target sparsity, at once."""

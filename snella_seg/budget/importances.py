@@ -79,6 +79,11 @@ class ImportanceTracker:
         parts = flat.split([factor.numel() for factor in self.factors])
         return [part.view(f.shape) for part, f in zip(parts, self.factors, strict=True)]
 
+    @property
+    def by_gradient(self) -> bool:
+        """Whether the gradients of each step count."""
+        return self.importance in ("sensitivity", "per_weight")
+
     @torch.no_grad()
     def update(self, grad_scale: Tensor | float = 1.0) -> None:
         """Take in one step; without any gradient, sensitivities stay.
@@ -88,14 +93,13 @@ class ImportanceTracker:
         """
         if self.importance not in AVERAGED:
             return
-        by_gradient = self.importance != "magnitude"
-        if by_gradient and all(f.grad is None for f in self.factors):
+        if self.by_gradient and all(f.grad is None for f in self.factors):
             return
         self._follow_device()
         current = torch.empty_like(self._averages)
         views = self._views(current)
         torch._foreach_copy_(views, self.factors)
-        if by_gradient:
+        if self.by_gradient:
             pairs = [(v, f.grad) for v, f in zip(views, self.factors, strict=True)]
             given = [pair for pair in pairs if pair[1] is not None]
             if len(given) < len(pairs):

@@ -9,6 +9,7 @@ import torch
 from .blocks import DeltaBlock
 from .branch import Branch
 from .recipe import Recipe
+from .sampling import TokenSample
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Call:
         dtype: of the product with W.
         branch: on what the deltas act.
         recipe: how x is made again in backward; None where it is kept.
+        sample: the tokens by which the gradient of the deltas is estimated.
     """
 
     blocks: list[DeltaBlock]
@@ -28,6 +30,7 @@ class Call:
     dtype: torch.dtype
     branch: Branch
     recipe: Recipe | None
+    sample: TokenSample = TokenSample()
 
     @property
     def delta_dtype(self) -> torch.dtype:

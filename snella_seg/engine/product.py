@@ -19,6 +19,7 @@ from .low_rank import is_low_rank, low_rank_linear
 from .matmul import linear, matmul, transposed_matmul
 from .precision import full_precision, merging_loses_deltas, product_dtype
 from .recipe import recipe_of
+from .sampling import TokenSample
 from .stack import merge_deltas, product_backward, weight_backward
 from .tiles import State
 
@@ -65,15 +66,16 @@ def backward_product(
         grad_y = grad_y.to(call.dtype)
         plain_weight = weight.to(call.dtype)
         exact = call.delta_dtype if call.split else call.dtype
-        rows = branch.drop(branch.select(x)).to(exact)
+        rows, outer = branch.drop(branch.select(x)).to(exact), branch.select(grad_y).to(exact)
         grad_rows, grads = product_backward(
             rows,
-            branch.select(grad_y).to(exact),
+            outer,
             None if call.split else weight,
             (weight.shape[0], weight.shape[1]),
             made,
             branch.scale,
             needs_x,
+            call.sample.take(rows, outer),
         )
         grad_x = None
         if needs_x and call.split:
@@ -181,6 +183,7 @@ def adapted_linear(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     kept: Tensor | None = None,
+    token_share: float = 1.0,
 ) -> Tensor:
     """Linear layer with a frozen weight and sparse deltas: ``y = x (W + deltas)^T + b``.
 
@@ -204,6 +207,9 @@ def adapted_linear(
             with W or with W + deltas.
         kept: which entries drop-path keeps (:func:`snella_seg.engine.branch.draw_kept`), for
             several products that are to drop the same ones; None draws them here.
+        token_share: share of the tokens by which the deltas' gradient is estimated, in (0, 1],
+            drawn from torch's default generator (:mod:`snella_seg.engine.sampling`); y and the
+            gradients by x, W and b are exact. LoRA, which makes no delta, takes all of them.
 
     Returns:
         Tensor of shape (..., out).
@@ -226,6 +232,7 @@ def adapted_linear(
         dtype=product_dtype(weight),
         branch=Branch.draw(x, dropout, drop_path, kept),
         recipe=recipe,
+        sample=TokenSample() if low_rank else TokenSample.draw(token_share),
     )
     if low_rank:
         return low_rank_linear(x, weight, bias, call, made_from)

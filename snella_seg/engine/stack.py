@@ -75,6 +75,7 @@ def product_backward(
     made: list[MadeBlock],
     scale: float,
     needs_x: bool,
+    tokens: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of ``x (weight + scale * deltas)^T`` by x and by the parameters of all blocks.
 
@@ -86,12 +87,15 @@ def product_backward(
         made: the blocks.
         scale: factor of the deltas.
         needs_x: whether the gradient by x is wanted.
+        tokens: what stands for x and grad_y in the parameters' gradients, of fewer rows; None for
+            themselves.
 
     Returns:
         The gradient by x or None, and those by all parameters in one list.
     """
+    inner, outer = (x, grad_y) if tokens is None else tokens
     if not _all_tiled(made):
-        grad_weight = transposed_matmul(grad_y, x)
+        grad_weight = transposed_matmul(outer, inner)
         merged, grads = _backward_whole(grad_weight, weight, shape, made, scale, needs_x)
         return matmul(grad_y, merged.to(grad_y.dtype)) if merged is not None else None, grads
 
@@ -110,7 +114,7 @@ def product_backward(
         rows: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        part = grad_y[:, block.rows], x[:, columns]
+        part = outer[:, block.rows], inner[:, columns]
         if factor is None:
             return tiles.product_of_rows(*part, rows, block.working_dtype, out)
         return tiles.masked_product(*part, factor)

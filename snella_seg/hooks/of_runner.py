@@ -1,5 +1,7 @@
 """What hooks ask a runner for, whatever its model and its optimizers are wrapped in."""
 
+import math
+
 from mmengine.model import is_model_wrapper
 from torch import nn
 
@@ -13,6 +15,12 @@ def optim_wrappers(runner) -> list:
     """All optimizer wrappers; there is one, unless the config has an OptimWrapperDict."""
     wrapper = runner.optim_wrapper
     return list(getattr(wrapper, "optim_wrappers", {"": wrapper}).values())
+
+
+def steps_within(runner, iterations: int) -> int:
+    """How many steps the optimizers take in a number of iterations."""
+    each = max(getattr(w, "_accumulative_counts", 1) for w in optim_wrappers(runner))
+    return math.ceil(iterations / each)
 
 
 def has_updated(runner) -> bool:

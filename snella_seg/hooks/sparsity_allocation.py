@@ -17,7 +17,7 @@ from ..layers.typed_options import typed_options
 from .epochs import images_per_iteration, iterations_between
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
-from .of_runner import optim_wrappers, plain_model
+from .of_runner import optim_wrappers, plain_model, steps_within
 from .sharding import check_sharding
 
 
@@ -169,6 +169,12 @@ class SparsityAllocationHook(Hook):
         runner.logger.info("SNELLA\n" + summarize(model))
         if runner.iter == 0:
             self._record(runner, 0, 0)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if self.mode is not None:
+            left = self.period - runner.iter % self.period
+            steps = None if runner.iter + left >= runner.max_iters else steps_within(runner, left)
+            self.allocator.look_ahead(steps, steps_within(runner, self.period))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1

@@ -73,7 +73,7 @@ METHODS = {
     "lora": Method(
         "LoRA",
         "two thin products beside each frozen one (arXiv 2106.09685); scale is lora_alpha / rank",
-        fixed=dict(kernel="linear", sparsifier="none"),
+        fixed=dict(kernel="linear", sparsifier="none", token_share=1.0),
         defaults=dict(scale=1.0),
         foreign=("initial_sparsity", "scale", "spread"),
         allocation=None,

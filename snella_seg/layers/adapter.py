@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import Bracket, DeltaBlock
+from ..engine.low_rank import is_low_rank
 from ..functional import DeltaRule, get_kernel, get_sparsifier
 from .typed_options import typed_options
 
@@ -42,6 +43,8 @@ class Adapter(nn.Module):
     computes_product = False
     #: Whether its delta can be made without the weight that it changes.
     stands_alone = True
+    #: Share of the tokens that make its gradient in training; whether, for now, all do nonetheless.
+    token_share, takes_all_tokens = 1.0, False
 
     def __init__(
         self,
@@ -52,9 +55,8 @@ class Adapter(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0.0 <= initial_sparsity < 1.0:
-            raise ValueError(f"initial_sparsity must lie in [0, 1), got {initial_sparsity}")
-        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+        shares = dict(initial_sparsity=initial_sparsity, dropout=dropout, drop_path=drop_path)
+        for name, value in shares.items():
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
         self.in_features, self.out_features = in_features, out_features
@@ -185,6 +187,9 @@ class SnellaAdapter(Adapter):
             first, so K starts as small, but from points that lie apart: directions between them
             differ, and go on differing while the factors move.
         dropout, drop_path: see :class:`Adapter`.
+        token_share: share of the tokens that make the delta's gradient in training, in (0, 1], by
+            lot and right on the mean (:mod:`snella_seg.engine.sampling`). Not for LoRA; without
+            effect where a weight is read instead of its module being called.
 
     Shapes: ``in_factors`` (H, in, r/H), ``out_factors`` (H, out, r/H), scalars (1,).
 
@@ -206,6 +211,7 @@ class SnellaAdapter(Adapter):
         spread: float = 0.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        token_share: float = 1.0,
     ) -> None:
         super().__init__(in_features, out_features, initial_sparsity, dropout, drop_path)
         self.rule = DeltaRule(kernel, sparsifier, scale)
@@ -224,7 +230,9 @@ class SnellaAdapter(Adapter):
             raise ValueError("spread is for kernels of distances, kernel='linear' has none")
         if not (spread >= 0.0 and math.isfinite(spread)):
             raise ValueError(f"spread must be a number and not negative, got {spread}")
-        self.rank, self.spread = rank, spread
+        if not 0.0 < token_share <= 1.0 or (token_share < 1.0 and is_low_rank(self.rule)):
+            raise ValueError(f"token_share must lie in (0, 1], 1 for LoRA, got {token_share}")
+        self.rank, self.spread, self.token_share = rank, spread, token_share
         self.in_factors = nn.Parameter(torch.empty(heads, in_features, rank // heads))
         self.out_factors = nn.Parameter(torch.empty(heads, out_features, rank // heads))
         self.scalar_names = tuple(get_kernel(kernel).scalars)

@@ -8,7 +8,7 @@ their definition.
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from ..engine.call import Call, flat, grouped
 from ..engine.low_rank import add_low_rank, is_low_rank
 from ..engine.precision import merging_loses_deltas, product_dtype
 from ..engine.product import backward_product, forward_product
+from ..engine.sampling import TokenSample
 from ..engine.tiles import State
 from ..functional import DeltaRule
 from ..functional.sparsify import apply_threshold
@@ -71,7 +72,7 @@ def product(
     if rules and not layer.live_drops and _exporting():
         return F.linear(x, exported_weight(layer, start, stop), bias)
     if not rules or _product is None or layer.live_drops or layer.computes_products:
-        return _outside(layer, x, bias, start, stop, kept)
+        return _outside(layer.product, x, bias, start, stop, kept)
     params = [p for _, adapter in chosen for p in adapter.params]
     dtype = product_dtype(weight)
     return _product(x, rows, bias, params, layer.handle, start, stop, layer.live, dtype)[0]
@@ -81,7 +82,7 @@ def effective_weight(layer: "AdaptedModule") -> Tensor:
     """``layer.effective_weight`` while a graph is made of it."""
     if _exporting():
         return exported_weight(layer, 0, len(layer.base_weight))
-    return _weight_outside(layer)
+    return _outside(layer.effective_weight)
 
 
 def is_compiling() -> bool:
@@ -96,13 +97,8 @@ def _exporting() -> bool:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _outside(layer: "AdaptedModule", *arguments: Any) -> Tensor:
-    return layer.product(*arguments)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _weight_outside(layer: "AdaptedModule") -> Tensor:
-    return layer.effective_weight()
+def _outside(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
 
 
 def _adapters(
@@ -161,17 +157,20 @@ def _length(rows: int, columns: int) -> int:
     return 2 + rows + 2 * columns
 
 
-def _pack(states: Sequence[State], layer: int, rows: Rows, size: int) -> Tensor:
-    """All states in one tensor (size,), but the columns that have a gradient: all of them do."""
+def _pack(
+    states: Sequence[State], layer: int, rows: Rows, size: int, offset: float | Tensor
+) -> Tensor:
+    """Offset and states in one tensor (size,), but the columns that have a gradient: all do."""
     whole = [[t if t is not None and t.is_floating_point() else None for t in s] for s in states]
     shapes = [[None if t is None else t.shape for t in state] for state in whole]
     _SHAPES.setdefault(_LAYERS[layer], {})[rows] = shapes
-    packed = torch.cat([t.flatten() for t in flat(whole) if t is not None])
+    tensors = [t.flatten() for t in flat(whole) if t is not None]
+    packed = torch.cat([tensors[0].new_full((1,), offset), *tensors])
     return torch.cat([packed, packed.new_zeros(size - len(packed))])
 
 
 def _unpack(packed: Tensor, layer: int, rows: Rows) -> list[State]:
-    at, states = 0, []
+    at, states = 1, []
     for shapes in _SHAPES[_LAYERS[layer]][rows]:
         state: list[Tensor | None] = []
         for shape in shapes:
@@ -185,7 +184,7 @@ def _unpack(packed: Tensor, layer: int, rows: Rows) -> list[State]:
 def _state_size(params: Sequence[Tensor]) -> int:
     factors = [p for p in params if p.ndim == 3]
     pairs = zip(factors[::2], factors[1::2], strict=True)
-    return sum(_length(q.shape[1], p.shape[1]) for p, q in pairs)
+    return 1 + sum(_length(q.shape[1], p.shape[1]) for p, q in pairs)
 
 
 def _under(dtype: torch.dtype, weight: Tensor) -> torch.autocast:
@@ -219,11 +218,11 @@ if hasattr(torch.library, "custom_op"):  # torch >= 2.4, which infers no schema 
             if not live:
                 y = _LAYERS[layer].product(x, bias, start, stop)
                 return y.contiguous(), y.new_zeros(_state_size(params))
-            y, _, states = forward_product(
-                x, weight, bias, _call(layer, params, start, stop, weight)
-            )
+            call = _call(layer, params, start, stop, weight)
+            call.sample = TokenSample.draw(_LAYERS[layer].token_share)
+            y, _, states = forward_product(x, weight, bias, call)
         size = _state_size(params)
-        return y.contiguous(), _pack(states, layer, (start, stop), size)
+        return y.contiguous(), _pack(states, layer, (start, stop), size, call.sample.offset)
 
     @_product.register_fake
     def _(x, weight, bias, params, layer, start, stop, live, dtype):  # type: ignore[no-untyped-def]
@@ -253,6 +252,7 @@ if hasattr(torch.library, "custom_op"):  # torch >= 2.4, which infers no schema 
     ) -> list[Tensor]:
         with _under(dtype, weight), torch.no_grad():
             call = _call(layer, params, start, stop, weight)
+            call.sample = TokenSample(_LAYERS[layer].token_share, state[0])
             lengths = [len(block.params) for block in call.blocks]
             made = [
                 MadeBlock(block, kept, tuple(need))

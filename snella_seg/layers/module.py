@@ -53,11 +53,11 @@ class AdaptedModule(nn.Module):
         """Let ``adapter`` act on the rows ``rows[0]:rows[1]`` of the weight.
 
         Raises:
-            ValueError: when it drops otherwise than the other adapters of this weight; they share
-                the product whose inputs are dropped.
+            ValueError: when it drops or samples otherwise than the other adapters of this weight;
+                they share one product.
         """
         for other in self.adapters.values():
-            for option in ("dropout", "drop_path"):
+            for option in ("dropout", "drop_path", "token_share"):
                 if getattr(other, option) != getattr(adapter, option):
                     raise ValueError(
                         f"all adapters of a packed weight need the same {option}, got "
@@ -140,9 +140,8 @@ class AdaptedModule(nn.Module):
             return self._own_products(x, bias, start, stop)
         if self.live:
             weight = self.base_weight if start == 0 and stop is None else self.base_weight[rows]
-            return adapted_linear(
-                x, weight, bias, self.delta_blocks(start, stop), *self.drops, kept
-            )
+            blocks = self.delta_blocks(start, stop)
+            return adapted_linear(x, weight, bias, blocks, *self.drops, kept, self.token_share)
         if not merging_loses_deltas(self.base_weight):
             return F.linear(x, self.effective_weight()[rows], bias)
         y = F.linear(x, self.base_weight[rows], bias)
@@ -190,6 +189,13 @@ class AdaptedModule(nn.Module):
         for _, adapter in self.named_adapters() if self.training else ():
             return adapter.dropout, adapter.drop_path
         return 0.0, 0.0
+
+    @property
+    def token_share(self) -> float:
+        """Share of the tokens by which the deltas' gradient is estimated, here and now."""
+        for _, adapter in self.named_adapters() if self.training else ():
+            return 1.0 if adapter.takes_all_tokens else adapter.token_share
+        return 1.0
 
     @property
     def live(self) -> bool:

@@ -46,6 +46,14 @@ OPTIONS = {
         "model = dict(backbone=dict(adapter=dict(initial_sparsity=1.0)))",
         "initial_sparsity must lie in [0, 1), got 1.0",
     ),
+    "token_share": (
+        "model = dict(backbone=dict(adapter=dict(token_share=0)))",
+        "token_share must lie in (0, 1], 1 for LoRA, got 0",
+    ),
+    "token_share of LoRA": (
+        "model = dict(backbone=dict(method='lora', adapter=dict(token_share=0.5)))",
+        "method='lora' has token_share 1.0, got adapter.token_share=0.5; leave it out",
+    ),
     "adapter_option": (
         "model = dict(backbone=dict(adapter=dict(ranks=8)))",
         "unknown adapter option 'ranks'; near matches: rank",

@@ -144,6 +144,7 @@ def test_nothing_of_the_weights_size_is_saved():
             new.append(tensor.numel())
         return tensor
 
+    adapted_linear(x, weight, None, blocks)  # the first use in a process checks its library
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         adapted_linear(x, weight, None, blocks)
         assert max(new) < weight.numel() / 4

@@ -16,7 +16,10 @@ from kill_and_resume import differences
 FACTORS = {
     "method": {
         "snella": "",
-        "snella_v2": "model['backbone'].update(method='snella_v2')",
+        "snella_v2_half": """
+model['backbone'].update(method='snella_v2')
+model['backbone']['adapter']['token_share'] = 0.5
+""",
         "lora": "model['backbone'].update(method='lora')",
         "full": "model['backbone'].update(method='full', adapter=None)",
     },

@@ -23,13 +23,11 @@ SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
 class Toy(BaseModel):
     """Two adapted linear layers and a head."""
 
-    def __init__(self, targets=("0", "2"), initial_sparsity=0.0, seed=0):
+    def __init__(self, targets=("0", "2"), seed=0, **adapter):
         super().__init__()
         torch.manual_seed(seed)
         self.backbone = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 16))
-        add_adapters(
-            self.backbone, dict(rank=4, initial_sparsity=initial_sparsity), targets=list(targets)
-        )
+        add_adapters(self.backbone, dict(rank=4, **adapter), targets=list(targets))
         freeze_base(self.backbone)
         self.head = nn.Linear(16, 1)
 
@@ -125,6 +123,45 @@ def test_scalars_reach_the_visualizer(tmp_path):
         hub.get_scalar("snella/sparsity_0").current()
         == history(tmp_path)[-1]["sparsity"]["backbone.0.0"]
     )
+
+
+class Watch(Hook):
+    """Which iterations take all tokens."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        adapters = list_adapters(runner.model).values()
+        assert len({adapter.takes_all_tokens for adapter in adapters}) == 1
+        self.seen += [runner.iter] * next(iter(adapters)).takes_all_tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "counts", "expected"),
+    [
+        ({}, 1, [6, 7, 8, 15, 16, 17]),  # a third before each, none after the last
+        ({}, 3, [6, 7, 8, 15, 16, 17]),  # one step of three iterations
+        (dict(importance="per_weight"), 1, [6, 7, 8, 15, 16, 17]),
+        (dict(importance="magnitude"), 1, []),
+        (dict(allocation="uniform"), 1, []),
+        (dict(allocation="fixed"), 1, []),
+    ],
+    ids=str,
+)
+def test_what_is_seen_before_a_reallocation_is_exact(tmp_path, options, counts, expected):
+    watch, model = Watch(), Toy(token_share=0.5)
+    optim = dict(accumulative_counts=counts)
+    extra = dict(extra=[watch])
+    train(tmp_path, 24, model=model, interval=9, optim=optim, runner=extra, **options)
+    assert watch.seen == expected
+
+
+def test_long_intervals_end_with_a_number_of_exact_steps(tmp_path):
+    watch = Watch()
+    extra = dict(extra=[watch])
+    train(tmp_path, 200, model=Toy(token_share=0.5), interval=90, runner=extra)
+    assert watch.seen == [*range(70, 90), *range(160, 180)]
 
 
 def test_an_interval_in_iterations(tmp_path):

@@ -137,6 +137,8 @@ def test_variants():
         ("frozen:rank=8", "rank has no effect on frozen"),
         ("lora:target_sparsity=0.9", "target_sparsity has no effect on LoRA"),
         ("lora:kernel=mixed", "method lora sets kernel by itself"),
+        ("lora:token_share=0.5", "method lora sets token_share by itself"),
+        ("full:token_share=0.5", "token_share has no effect on full fine-tuning"),
         ("snell:allocation=uniform", "allocation has no effect on SNELL"),
         ("snella_magnitude", "is now a variant: snella:importance=magnitude"),
     ],

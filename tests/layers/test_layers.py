@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from snella_seg.inject import (
     adapters_disabled,
@@ -284,6 +285,10 @@ def test_a_starved_matrix_is_silent_and_can_come_back():
         (dict(rank=5), "multiple of heads"),
         (dict(rank=0), "multiple of heads"),
         (dict(initial_sparsity=1.0), r"\[0, 1\)"),
+        (dict(token_share=0.0), r"token_share must lie in \(0, 1\], 1 for LoRA, got 0.0"),
+        (dict(token_share=1.5), r"token_share must lie in \(0, 1\], 1 for LoRA, got 1.5"),
+        (dict(token_share="half"), "token_share must be float, got 'half'"),
+        (dict(kernel="linear", sparsifier="none", token_share=0.5), "1 for LoRA, got 0.5"),
         (dict(sparsifier="none", initial_sparsity=0.5), "'none' keeps all weights, got initial_sp"),
         (dict(scale=0.0), "scale must be a positive number, got 0.0"),
         (dict(scale=float("inf")), "scale must be a positive number, got inf"),
@@ -313,12 +318,59 @@ def test_a_model_in_half_precision_keeps_its_deltas():
     assert similarity > 0.8
 
 
-def test_adapters_of_one_weight_drop_alike():
+@pytest.mark.parametrize("option", ["dropout", "token_share"])
+def test_adapters_of_one_weight_drop_alike(option):
     layer = nn.Sequential(nn.MultiheadAttention(8, 2))
-    adapters = make_adapters(layer, dict(rank=2, dropout=0.1), ["q", "k"])
-    adapters["0.k"].dropout = 0.2
-    with pytest.raises(ValueError, match="need the same dropout, got 0.1 and 0.2"):
+    adapters = make_adapters(layer, {"rank": 2, option: 0.1}, ["q", "k"])
+    setattr(adapters["0.k"], option, 0.2)
+    with pytest.raises(ValueError, match=f"need the same {option}, got 0.1 and 0.2"):
         attach_adapters(layer, adapters)
+
+
+def layer_gradients(model, run, seed=0):
+    """Output and gradients of one step, and what the generator draws after it."""
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    torch.manual_seed(seed)
+    model.zero_grad()
+    y = run(x)
+    y.square().sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [y.detach(), x.grad, *grads, torch.rand(())]
+
+
+def sampled(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)).requires_grad_(False)
+    adapters = add_adapters(model, dict(rank=4, **options), ["*"])
+    for adapter in adapters.values():
+        for factor in adapter.factors:
+            nn.init.normal_(factor)
+    return model, adapters
+
+
+def test_a_part_of_the_tokens_makes_the_gradient_in_training():
+    model, adapters = sampled(token_share=0.5)
+    plain, _ = sampled()
+    exact, found = layer_gradients(plain, plain), layer_gradients(model, model)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], exact[:2], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[2:], exact[2:], strict=True))
+    for adapter in adapters.values():
+        adapter.takes_all_tokens = True
+    again = layer_gradients(model, model)
+    assert all(torch.equal(a, b) for a, b in zip(again, exact, strict=True))
+    for adapter in adapters.values():
+        adapter.takes_all_tokens = False
+    model.eval()
+    again = layer_gradients(model, model)
+    assert all(torch.equal(a, b) for a, b in zip(again, exact, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_draws_the_same_tokens(reentrant):
+    model, _ = sampled(token_share=0.5)
+    expected = layer_gradients(model, model)
+    found = layer_gradients(model, lambda x: checkpoint(model, x, use_reentrant=reentrant))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_drop_path_is_drawn_once_for_q_k_and_v(monkeypatch):
