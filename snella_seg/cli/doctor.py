@@ -92,8 +92,8 @@ def rules() -> dict[str, DeltaRule]:
     own = {n: m for n, m in METHODS.items() if m.adapts and m.adapter_class is SnellaAdapter}
     found = {}
     for name, method in own.items():
-        options = {**method.defaults, **method.fixed}
-        found[name] = DeltaRule(**{k: v for k, v in options.items() if k != "spread"})
+        options, known = {**method.defaults, **method.fixed}, DeltaRule.__dataclass_fields__
+        found[name] = DeltaRule(**{k: v for k, v in options.items() if k in known})
     return found
 
 
