@@ -173,9 +173,11 @@ def _cases(
 ) -> tuple[list[Case], dict]:
     """Images on which the runs of seed 0 differ, and the dataset's meta information."""
     runs = [run for run, result in results.items() if "error" not in result and run.seed == 0]
-    found = {run: latest_checkpoint(str(folder / run.name)) for run in runs if count}
-    kept = {run: path for run, path in found.items() if path and Path(path).is_file()}
-    segmentors = {run.method: (run_config(cfg, run), path) for run, path in kept.items()}
+    segmentors = {}
+    for run in runs if count else []:
+        if any((folder / run.name).glob("*.pth")):
+            path = latest_checkpoint(str(folder / run.name))
+            segmentors[run.method] = run_config(cfg, run), path
     if len(segmentors) < 2:
         return [], {}
     seen, meta = look_at(segmentors)
