@@ -70,7 +70,12 @@ def _native_backward(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     out, matrix = torch.empty_like(base), native.NativeMatrix(params, rule, state)
     made = matrix.write(slice(0, base.shape[1]), out, base, 1.0)
-    matrix.differentiate(made, lambda *_: grad, 1.0)
+
+    def product(columns: slice, factor: None, wanted: native.Entries, room: None) -> Tensor:
+        """The gradient as a product, with the unit matrix."""
+        return native.sampled_product(grad.T, torch.eye(grad.shape[1])[:, columns], wanted)
+
+    matrix.differentiate(made, product, 1.0)
     return out, matrix.gradients((True,) * len(params))
 
 

@@ -19,7 +19,7 @@ from . import native, tiles, triton_delta, whole_delta
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
 from .columns import Columns
 from .matmul import matmul, matmul_into, transposed_matmul
-from .native import NativeMatrix
+from .native import Entries, NativeMatrix
 from .tiles import State
 
 
@@ -111,12 +111,12 @@ def product_backward(
         block: DeltaBlock,
         columns: Columns,
         factor: Tensor | None,
-        rows: Tensor | None = None,
+        wanted: Entries | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         part = outer[:, block.rows], inner[:, columns]
         if factor is None:
-            return tiles.product_of_rows(*part, rows, block.working_dtype, out)
+            return tiles.product_of_entries(*part, wanted, block.working_dtype, out)
         return tiles.masked_product(*part, factor)
 
     def use_merged(columns: slice, merged: Tensor) -> None:
@@ -139,9 +139,7 @@ def weight_backward(
     if not _all_tiled(made):
         return _backward_whole(grad_weight, None, shape, made, scale, False)[1]
 
-    def grad_delta(
-        block: DeltaBlock, columns: Columns, factor: Tensor | None, *_: Tensor | None
-    ) -> Tensor:
+    def grad_delta(block: DeltaBlock, columns: Columns, factor: Tensor | None, *_: Any) -> Tensor:
         grad = grad_weight[block.rows][:, columns].to(block.working_dtype)
         return grad if factor is None else grad * factor
 

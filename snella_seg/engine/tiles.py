@@ -29,6 +29,7 @@ from .columns import Columns, Tile, Tiles
 from .distance_tiles import DistanceTiles
 from .linear_tiles import LinearTiles
 from .matmul import matmul, transposed_matmul
+from .native import Entries, can_sample, sampled_product
 from .threshold_search import Bracket, ThresholdSearch
 
 #: What making a delta leaves for backward, small: its threshold, then what its maker needs.
@@ -150,11 +151,11 @@ class Product(Protocol):
         self,
         columns: Columns,
         factor: Tensor | None,
-        rows: Tensor | None = None,
+        wanted: Entries | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Times ``factor`` (out, columns); or without one, where only ``rows`` are looked at.
-        ``out`` may receive it if it has the shape."""
+        """Times ``factor`` (out, columns); or without one, where only entries that are ``wanted``
+        are looked at. ``out`` may receive it if it has the shape."""
 
 
 class TiledMatrix:
@@ -217,27 +218,25 @@ def masked_product(grad_y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     return grad
 
 
-def product_of_rows(
+def product_of_entries(
     grad_y: Tensor,
     x: Tensor,
-    rows: Tensor | None,
+    wanted: Entries | None,
     dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``grad_y^T x``, of which only ``rows`` are computed; the others are zero.
+    """``grad_y^T x``, of which only ``wanted`` entries are looked at; others may be zero.
 
     Written into ``out`` where that has its shape and dtype.
     """
     shape = grad_y.shape[1], x.shape[1]
     if out is not None and (out.shape != shape or out.dtype != dtype):
         out = None
-    if rows is None:
-        if out is not None and x.dtype == dtype:
-            return transposed_matmul(grad_y, x, out)
-        return transposed_matmul(grad_y, x).to(dtype)
-    grad = x.new_zeros(shape, dtype=dtype) if out is None else out.zero_()
-    grad[rows] = transposed_matmul(grad_y[:, rows], x).to(dtype)
-    return grad
+    if wanted is not None and dtype == torch.float32 and can_sample(grad_y, x, wanted):
+        return sampled_product(grad_y, x, wanted, out)
+    if out is not None and x.dtype == dtype:
+        return transposed_matmul(grad_y, x, out)
+    return transposed_matmul(grad_y, x).to(dtype)
 
 
 def sparse_product(grad_y: Tensor, delta: Tensor) -> Tensor:

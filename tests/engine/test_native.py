@@ -92,7 +92,7 @@ def test_gradients_against_double_precision(rule):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_the_same_bits_whatever_the_threads_and_tiles(rule, monkeypatch):
     params = params_of(rule, 130, 600)
-    monkeypatch.setattr("snella_seg.engine.native.matrix.SMALL", 1)
+    monkeypatch.setattr("snella_seg.engine.native.strips.SMALL", 1)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -5,5 +5,15 @@ Plain torch (:mod:`snella_seg.engine.tiles`) stays the fallback, and what it is 
 
 from .library import Unavailable, library
 from .matrix import NativeMatrix, knows, write_delta
+from .sampled import Entries, can_sample, sampled_product
 
-__all__ = ["NativeMatrix", "Unavailable", "knows", "library", "write_delta"]
+__all__ = [
+    "Entries",
+    "NativeMatrix",
+    "Unavailable",
+    "can_sample",
+    "knows",
+    "library",
+    "sampled_product",
+    "write_delta",
+]

@@ -295,6 +295,17 @@ int snella_look(float *k, int64_t outs, int64_t columns, int64_t begin, int64_t 
     return 0;
 }
 
+/* A bit for each of STRIP values that is not at most `threshold` in size. */
+static uint64_t above(const float *k, float threshold) {
+    uint8_t over[STRIP];
+    uint64_t eight[STRIP / 8], bits = 0;
+    EACH over[j] = !(fabsf(k[j]) <= threshold);
+    memcpy(eight, over, sizeof eight);
+    for (int n = 0; n < STRIP / 8; n++) /* the product gathers eight bytes of 0 or 1 in its highest */
+        bits |= (eight[n] * 0x0102040810204080) >> 56 << 8 * n;
+    return bits;
+}
+
 /* to = base + scale * k |k| where |k| > threshold, of `count` values; base may be NULL. */
 LINE masked(const float *k, const float *base, float *restrict to, float threshold, float scale) {
     if (base)
@@ -333,10 +344,11 @@ int snella_merge(float *to, int64_t outs, int64_t columns, int64_t begin, int64_
 }
 
 /* Make K again: to = base + scale * delta, (outs, columns); base may be NULL.
- * active (strips, outs) gets 1 where an output has an entry that takes part. */
+ * Per strip and output a bit for each column whose entry takes part, masks (strips, outs), and per
+ * strip how many there are. */
 int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
                  const float *base, int64_t base_stride, float *to, int64_t stride,
-                 uint8_t *active) {
+                 uint64_t *masks, int64_t *counts) {
     float *room = malloc(4 * strip_size(m));
     float d[m->heads * ROWS * STRIP];
     if (!room) return 1;
@@ -345,6 +357,7 @@ int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, f
     for (int64_t index = begin; index < end; index++) {
         float dense[STRIP], soft[STRIP], w[STRIP], out[STRIP];
         move(&s, index, 1);
+        counts[index] = 0;
         for (int64_t row = 0; row < m->outs; row += ROWS) {
             distances(&s, row, d);
             for (int64_t r = 0; r < ROWS && row + r < m->outs; r++) {
@@ -353,12 +366,9 @@ int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, f
                 if (base) load(w, base + (row + r) * base_stride + s.first, s.count);
                 masked(dense, base ? w : NULL, out, threshold, scale);
                 store(to + (row + r) * stride + s.first, out, s.count);
-                int32_t any = 0;
-                if (s.count == STRIP)
-                    EACH any |= !(fabsf(dense[j]) <= threshold);
-                else
-                    for (int j = 0; j < s.count; j++) any |= !(fabsf(dense[j]) <= threshold);
-                active[index * m->outs + row + r] = any != 0;
+                uint64_t bits = above(dense, threshold) & (~(uint64_t)0 >> (STRIP - s.count));
+                masks[index * m->outs + row + r] = bits;
+                counts[index] += __builtin_popcountll(bits);
             }
         }
     }

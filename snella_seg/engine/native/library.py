@@ -1,4 +1,4 @@
-"""Compiles ``distance.c`` at first use, keeps it in the user's cache, and loads it."""
+"""Compiles the C sources at first use, keeps the library in the user's cache, and loads it."""
 
 import ctypes
 import hashlib
@@ -10,7 +10,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("distance.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("distance.c", "sampled.c"))
 #: ``SNELLA_NATIVE=0`` keeps to plain torch.
 SWITCH = "SNELLA_NATIVE"
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -41,8 +41,10 @@ _SIGNATURES = {
     "snella_dense": "miipp",
     "snella_look": "piiiipffppip",
     "snella_merge": "piiiipiffp",
-    "snella_again": "miiffpipip",
+    "snella_again": "miiffpipipp",
     "snella_gradients": "miiffpppppp",
+    "snella_turn": "iipiiipi",
+    "snella_sample": "iipiipiiippi",
 }
 _TYPES = {
     "m": ctypes.POINTER(Matrix),
@@ -110,7 +112,7 @@ def _cache() -> Path:
 def _built() -> ctypes.CDLL:
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS).stdout
-    parts = (SOURCE.read_bytes(), compiler.encode(), version, _processor().encode())
+    parts = (*(s.read_bytes() for s in SOURCES), compiler.encode(), version, _processor().encode())
     key = hashlib.sha256(b"\0".join([*parts, repr((_FLAGS, _TUNING)).encode()])).hexdigest()[:24]
     try:
         folder = _cache()
@@ -132,7 +134,7 @@ def _compile(compiler: str, target: Path) -> None:
     os.close(handle)
     try:
         for tuning in _TUNING:
-            command = [compiler, *_FLAGS, *tuning, str(SOURCE), "-o", name, "-lm"]
+            command = [compiler, *_FLAGS, *tuning, *map(str, SOURCES), "-o", name, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
             if done.returncode == 0:
                 os.replace(name, target)

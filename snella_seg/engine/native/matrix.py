@@ -4,9 +4,6 @@ It works on strips of columns, which are shared out among as many threads as tor
 summed over strips is summed in their order, so no bit depends on how many threads there are.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,13 +16,13 @@ from ...functional.sparsify import get_sparsifier, weighted_factor
 from .. import columns as cut
 from ..columns import Columns
 from ..threshold_search import Bracket, ThresholdSearch
-from .library import Matrix, library
+from .library import Matrix
+from .sampled import Entries
+from .strips import STRIP, run, strips_of
 
-#: Columns of a strip, floats of a vector and strips that are summed together, as in ``distance.c``.
-STRIP, LANES, PAIR = 64, 16, 2
+#: Floats of a vector and strips that are summed together, as in ``distance.c``.
+LANES, PAIR = 16, 2
 PLAIN, MIXED, CENTRED = range(3)
-#: Weights below which a second thread is not worth its start.
-SMALL = 1 << 16
 
 
 def knows(rule: DeltaRule) -> bool:
@@ -40,29 +37,6 @@ def knows(rule: DeltaRule) -> bool:
         and sparsifier.gradient is None
         and rule.scale > 0
     )
-
-
-@lru_cache(maxsize=1)
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Of this process: threads do not outlive a fork."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="snella")
-
-
-def _run(name: str, before: tuple[Any, ...], strips: int, weights: int, *after: Any) -> None:
-    """Call a function for all strips, ``name(*before, begin, end, *after)``."""
-    function = getattr(library(), name)
-    values = [t.data_ptr() if isinstance(t, Tensor) else t for t in after]
-    count = 1 if weights < SMALL else max(1, min(torch.get_num_threads(), strips))
-    ends = [strips * part // count for part in range(count + 1)]
-    calls = [(*before, first, last, *values) for first, last in zip(ends, ends[1:], strict=False)]
-    others = [_pool(os.getpid()).submit(function, *call) for call in calls[1:]]
-    failed = [function(*calls[0]), *(other.result() for other in others)]
-    if any(failed):
-        raise MemoryError(f"no memory for the weight side of {weights} weights")
-
-
-def _strips(columns: int) -> int:
-    return -(-columns // STRIP)
 
 
 class NativeMatrix:
@@ -111,7 +85,7 @@ class NativeMatrix:
     def write_dense(self, out: Tensor, search: ThresholdSearch) -> Tensor:
         """Write K into ``out`` and let ``search`` see it; return the sum of squares, 0-dim."""
         outs, ins = self.shape
-        size, strips, sums = outs * ins, _strips(ins), None
+        size, strips, sums = outs * ins, strips_of(ins), None
         if self.kind != PLAIN:
             self.first = out.new_empty(ins)
         if self.kind == MIXED:
@@ -119,7 +93,7 @@ class NativeMatrix:
         if self.kind == CENTRED:
             sums = out.new_empty(strips, outs)
         matrix, _, kept = self._matrix(slice(0, ins))
-        _run("snella_dense", (matrix,), strips, size, out, sums)
+        run("snella_dense", (matrix,), strips, size, out, sums)
         _, self.first, self.second = kept
         self.means = None if sums is None else _in_order(sums) / ins
         low, high = search.range or (0.0, 0.0)
@@ -128,7 +102,7 @@ class NativeMatrix:
         inside = out.new_empty(strips, capacity)
         squares = out.new_empty(strips, dtype=torch.float64)
         given = (self.means, low, high, counts, inside, capacity, squares)
-        _run("snella_look", (out.data_ptr(), outs, ins), strips, size, *given)
+        run("snella_look", (out.data_ptr(), outs, ins), strips, size, *given)
         if search.range is not None:
             found = counts[:, 2].tolist()
             if max(found) <= capacity:
@@ -141,44 +115,45 @@ class NativeMatrix:
 
     def write(
         self, columns: Columns, out: Tensor | None, base: Tensor | None, scale: float
-    ) -> tuple[Columns, Tensor | None]:
+    ) -> tuple[Columns, Entries | None]:
         """Write ``base + scale * delta`` of these columns into ``out`` (out, columns).
 
         Returns:
-            What :meth:`differentiate` takes: the columns, and which outputs have an entry that
-            takes part, None for all where that is most, or where ``out`` is not given.
+            What :meth:`differentiate` takes: the columns, and which entries take part, None where
+            ``out`` is not given.
         """
         if out is None:
             return columns, None
         matrix, count, kept = self._matrix(columns)
-        active = torch.empty(_strips(count), self.shape[0], dtype=torch.uint8)
+        strips = strips_of(count)
+        masks = torch.empty(strips, self.shape[0], dtype=torch.int64)
+        counts = torch.empty(strips, dtype=torch.int64)
         if base is not None and base.stride(1) != 1:
             base = base.contiguous()
-        given = (base, 0 if base is None else base.stride(0), out, out.stride(0), active)
+        given = (base, 0 if base is None else base.stride(0), out, out.stride(0), masks, counts)
         size = self.shape[0] * count
-        _run(
+        run(
             "snella_again",
             (matrix,),
-            _strips(count),
+            strips,
             size,
             self.threshold,
             scale / self.unit,
             *given,
         )
-        rows = active.amax(0).nonzero()[:, 0]
-        return columns, rows if len(rows) <= cut.GATHER * self.shape[0] else None
+        return columns, Entries(masks, (self.shape[0], count), int(counts.sum()))
 
     def differentiate(
         self,
-        made: tuple[Columns, Tensor | None],
+        made: tuple[Columns, Entries | None],
         product: Any,
         scale: float,
         room: Tensor | None = None,
     ) -> None:
         """Take in the gradient by what :meth:`write` wrote; ``product`` as for plain tiles, which
         may use ``room``."""
-        columns, rows = made
-        self._add(columns, product(columns, None, rows, room).to(self.p.dtype), scale / self.unit)
+        columns, wanted = made
+        self._add(columns, product(columns, None, wanted, room).to(self.p.dtype), scale / self.unit)
 
     def _add(self, columns: Columns, grad: Tensor | None, scale: float) -> None:
         """Take in the gradient by ``base + scale * delta`` of these columns, (out, columns).
@@ -187,7 +162,7 @@ class NativeMatrix:
         """
         matrix, count, kept = self._matrix(columns)
         outs, (heads, _, width) = self.shape[0], self.q.shape
-        strips, padded = _strips(count), -(-width // LANES) * LANES
+        strips, padded = strips_of(count), -(-width // LANES) * LANES
         by_p = self.p.new_zeros(heads, count, width)
         pairs = -(-strips // PAIR)
         by_q = self.p.new_empty(pairs, heads, outs, padded)
@@ -197,7 +172,7 @@ class NativeMatrix:
         if grad is not None:
             grad = grad.contiguous()
         given = (self.threshold, scale, grad, means, by_p, by_q, sums, left)
-        _run("snella_gradients", (matrix,), pairs, outs * count, *given)
+        run("snella_gradients", (matrix,), pairs, outs * count, *given)
         self.grad_p[:, columns] += by_p
         for part in by_q:
             self.grad_q += part[..., :width]
@@ -260,9 +235,9 @@ def write_delta(
     threshold = search.finish(out)
     active = torch.empty(out.shape[1], dtype=torch.uint8)
     base = base if base is None or base.stride(1) == 1 else base.contiguous()
-    before, strips = (out.data_ptr(), *out.shape), _strips(out.shape[1])
+    before, strips = (out.data_ptr(), *out.shape), strips_of(out.shape[1])
     given = (base, 0 if base is None else base.stride(0), float(threshold), scale, active)
-    _run("snella_merge", before, strips, out.numel(), *given)
+    run("snella_merge", before, strips, out.numel(), *given)
     found = active.nonzero()[:, 0]
     chosen = found if len(found) <= cut.GATHER * len(active) else None
     return threshold, chosen, unit, matrix.first, matrix.second, matrix.means

@@ -1,0 +1,67 @@
+"""Which entries of a delta take part, and products of which only those are made.
+
+The gradient of a delta is asked for at its non-zero entries alone, so most of ``g^T x`` need not be
+multiplied out. A dot product of two rows of tokens costs more than its share of a whole product,
+so this pays where the delta is sparse.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .strips import run, strips_of
+
+#: Share of entries above which the whole product is the faster.
+DENSEST = 0.35
+#: Tokens are padded to a multiple of this, ``CHUNK`` of ``sampled.c``.
+CHUNK = 96
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of some columns of a delta that take part.
+
+    Args:
+        masks: (strips, out), int64: a bit for each column of a strip.
+        shape: (out, columns).
+        count: how many there are.
+    """
+
+    masks: Tensor
+    shape: tuple[int, int]
+    count: int
+
+    @property
+    def density(self) -> float:
+        """Share of all entries."""
+        return self.count / max(1, self.shape[0] * self.shape[1])
+
+
+def can_sample(left: Tensor, right: Tensor, wanted: Entries) -> bool:
+    """Whether :func:`sampled_product` is right and the faster; the same whenever it is asked."""
+    return (
+        wanted.density <= DENSEST
+        and left.dtype == right.dtype == torch.float32
+        and left.device.type == right.device.type == "cpu"
+    )
+
+
+def sampled_product(
+    left: Tensor, right: Tensor, wanted: Entries, out: Tensor | None = None
+) -> Tensor:
+    """``left^T right`` of (M, out) and (M, columns) at the wanted entries, 0 elsewhere.
+
+    Written into ``out`` where that is given. Its bits do not depend on the number of threads.
+    """
+    (tokens, outs), columns = left.shape, right.shape[1]
+    left, right = (t if t.stride(1) == 1 else t.contiguous() for t in (left, right))
+    padded = -(-tokens // CHUNK) * CHUNK
+    turned = left.new_empty(outs, padded)
+    turning = (left, left.stride(0), tokens, outs, turned, padded)
+    run("snella_turn", (), strips_of(outs), outs * tokens, *turning)
+    out = left.new_empty(outs, columns) if out is None else out
+    operands = (turned, padded, outs, right, right.stride(0), tokens, columns)
+    result = (wanted.masks, out, out.stride(0))
+    run("snella_sample", (), strips_of(columns), outs * columns, *operands, *result)
+    return out

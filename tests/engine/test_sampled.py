@@ -1,0 +1,109 @@
+"""Products of which only some entries are made."""
+
+import pytest
+import torch
+
+from snella_seg.engine import DeltaBlock, adapted_linear, native
+from snella_seg.engine.native import sampled
+from snella_seg.functional import DeltaRule
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    try:
+        native.library()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def entries_of(wanted):
+    """``wanted`` (out, columns), bool, as the library marks it."""
+    outs, columns = wanted.shape
+    strips = -(-columns // 64)
+    padded = torch.zeros(outs, 64 * strips, dtype=torch.int64)
+    padded[:, :columns] = wanted
+    bits = padded.view(outs, strips, 64) << torch.arange(64)
+    return sampled.Entries(bits.sum(-1).T.contiguous(), (outs, columns), int(wanted.sum()))
+
+
+def operands(tokens, outs, columns):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(tokens, n, generator=generator) for n in (outs, columns))
+
+
+@pytest.mark.parametrize("tokens, outs, columns", [(1, 1, 1), (97, 65, 130), (192, 130, 64)])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_wanted_entries_are_those_of_the_product(tokens, outs, columns, density):
+    left, right = operands(tokens, outs, columns)
+    wanted = torch.rand(outs, columns, generator=torch.Generator().manual_seed(1)) < density
+    room = torch.full((outs, columns + 3), 7.0)
+    found = sampled.sampled_product(left, right, entries_of(wanted), room[:, 1:-2])
+    exact = (left.double().T @ right.double()) * wanted
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (room[:, 0] == 7).all() and (room[:, -2:] == 7).all()
+    apart = sampled.sampled_product(left.T.contiguous().T, right.repeat(1, 2)[:, :columns],
+                                    entries_of(wanted))  # fmt: skip
+    assert torch.equal(apart, found)
+
+
+def test_the_same_bits_whatever_the_threads_and_other_entries(monkeypatch):
+    monkeypatch.setattr("snella_seg.engine.native.strips.SMALL", 1)
+    left, right = operands(100, 90, 300)
+    wanted = torch.rand(90, 300, generator=torch.Generator().manual_seed(1)) < 0.2
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = sampled.sampled_product(left, right, entries_of(wanted))
+        torch.set_num_threads(3)
+        assert torch.equal(sampled.sampled_product(left, right, entries_of(wanted)), alone)
+    finally:
+        torch.set_num_threads(threads)
+    everything = sampled.sampled_product(left, right, entries_of(torch.ones_like(wanted)))
+    assert torch.equal(everything * wanted, alone)
+
+
+def test_nan_reaches_the_entries_it_belongs_to():
+    left, right = operands(20, 5, 70)
+    left[3, 2] = torch.nan
+    found = sampled.sampled_product(left, right, entries_of(torch.ones(5, 70, dtype=torch.bool)))
+    assert found[2].isnan().all() and found.isnan().sum() == 70
+
+
+def test_backward_marks_the_entries_that_take_part():
+    rule, params = DeltaRule(), [torch.randn(2, n, 16) for n in (150, 37)]
+    params += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)]
+    out, base = torch.empty(37, 150), torch.zeros(37, 150)
+    state = native.write_delta(tuple(params), rule, 0.8, DeltaBlock(0, 1, rule, 0, ()).bracket, out)
+    matrix = native.NativeMatrix(tuple(params), rule, state)
+    for columns in (slice(0, 150), torch.tensor([3, 64, 149])):
+        again = torch.empty_like(out[:, columns])
+        _, entries = matrix.write(columns, again, base[:, columns], 1.0)
+        expected = entries_of(out[:, columns] != 0)
+        assert torch.equal(entries.masks, expected.masks)
+        assert (entries.shape, entries.count) == (expected.shape, expected.count)
+
+
+@pytest.mark.parametrize("kernel", ["mixed", "centred"])
+@pytest.mark.parametrize("sparsity, taken", [(0.8, True), (0.3, False)])
+def test_a_step_takes_it_where_it_pays(kernel, sparsity, taken, monkeypatch):
+    calls, rule = [], DeltaRule(kernel, "normalised")
+    real = sampled.sampled_product
+    monkeypatch.setattr(
+        "snella_seg.engine.tiles.sampled_product", lambda *a: calls.append(1) or real(*a)
+    )
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(2, n, 16, generator=generator) for n in (70, 90)]
+    params += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)] if kernel == "mixed" else []
+    x, weight, grad = (torch.randn(n, generator=generator) for n in ((50, 70), (90, 70), (50, 90)))
+
+    def step(dtype):
+        leaves = tuple(p.detach().to(dtype).requires_grad_() for p in params)
+        block = DeltaBlock(0, 90, rule, sparsity, leaves)
+        y = adapted_linear(x.to(dtype).requires_grad_(), weight.to(dtype), None, [block])
+        return torch.autograd.grad(y, leaves, grad.to(dtype))
+
+    found = step(torch.float32)
+    assert bool(calls) is taken
+    for ours, exact in zip(found, step(torch.float64), strict=True):
+        assert (ours - exact).norm() <= 1e-4 * exact.norm()
+    assert len(calls) <= 1  # not in double precision
