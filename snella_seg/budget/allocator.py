@@ -115,7 +115,8 @@ class SparsityAllocator:
         scored = self.mode == "competition" and self.tracker.by_gradient
         exact = scored and left is not None and left <= min(EXACT_STEPS, interval // 3)
         for adapter in self.adapters:
-            adapter.takes_all_tokens = exact
+            if adapter.token_share < 1.0:
+                adapter.takes_all_tokens = exact
 
     def spread_target(self, agree: Callable[[Tensor], Any] | None = None) -> None:
         """Give every matrix the target sparsity, at once."""

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path as FilePath
 
@@ -92,7 +93,7 @@ def rules() -> dict[str, DeltaRule]:
     own = {n: m for n, m in METHODS.items() if m.adapts and m.adapter_class is SnellaAdapter}
     found = {}
     for name, method in own.items():
-        options, known = {**method.defaults, **method.fixed}, DeltaRule.__dataclass_fields__
+        options, known = {**method.defaults, **method.fixed}, {f.name for f in fields(DeltaRule)}
         found[name] = DeltaRule(**{k: v for k, v in options.items() if k in known})
     return found
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture
 def convolutions(monkeypatch):
     """Convolutions for all products that have a divisor, and a list of those that were taken."""
+    torch.manual_seed(0)
     taken = []
     convolve = matmul._convolve
 
@@ -103,6 +104,27 @@ def test_rounded_convolutions_are_left_alone(convolutions):
 @pytest.mark.parametrize(("asked", "found"), [("0", False), ("1", True)])
 def test_the_switch_decides(monkeypatch, asked, found):
     monkeypatch.setenv(matmul.SWITCH, asked)
+    matmul.prefers_convolution.cache_clear()
+    try:
+        assert matmul.prefers_convolution() is found
+    finally:
+        matmul.prefers_convolution.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "found"),
+    [
+        ("AuthenticAMD", 26, "fma avx512f", True),
+        ("AuthenticAMD", 25, "fma avx512f", False),  # Zen 4, slower by convolutions
+        ("AuthenticAMD", 26, "fma", False),
+        ("GenuineIntel", 26, "fma avx512f", False),
+    ],
+)
+def test_the_processor_decides(monkeypatch, tmp_path, vendor, family, flags, found):
+    about = tmp_path / "cpuinfo"
+    about.write_text(f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(matmul, "Path", lambda _: about)
+    monkeypatch.delenv(matmul.SWITCH, raising=False)
     matmul.prefers_convolution.cache_clear()
     try:
         assert matmul.prefers_convolution() is found

@@ -1,13 +1,14 @@
 """The compiled weight side against the definition and plain torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from snella_seg.engine import Bracket, native, self_check, tiles
+from snella_seg.engine import Bracket, self_check, tiles
 from snella_seg.engine.blocks import DeltaBlock, Maker, makers
 from snella_seg.engine.native.matrix import NativeMatrix, write_delta
 from snella_seg.engine.product import adapted_linear
@@ -18,15 +19,8 @@ RULES = [
     for kernel in ("mixed", "distance", "centred")
     for sparsifier in ("weighted", "normalised")
 ]
+pytestmark = pytest.mark.usefixtures("compiler")
 NAMES = [f"{r.kernel}-{r.sparsifier}" for r in RULES]
-
-
-@pytest.fixture(autouse=True)
-def compiler():
-    try:
-        native.library()
-    except native.Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def params_of(rule, outs, ins, heads=2, width=16, spread=1.0):
@@ -169,6 +163,13 @@ def test_a_compiler_that_fails_is_named(tmp_path):
     found = in_a_new_process(WHO, PATH=path, CC="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert "plain torch" in found and "out of order" in found
     assert not list((tmp_path / "cache/snella_seg").iterdir())
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_every_compiler_that_is_named_will_do(name, tmp_path):
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} here")
+    assert "compiled here" in in_a_new_process(WHO, CC=name, XDG_CACHE_HOME=str(tmp_path))
 
 
 def test_a_library_is_compiled_once(tmp_path):

@@ -7,13 +7,7 @@ from snella_seg.engine import DeltaBlock, adapted_linear, native
 from snella_seg.engine.native import sampled
 from snella_seg.functional import DeltaRule
 
-
-@pytest.fixture(autouse=True)
-def compiler():
-    try:
-        native.library()
-    except native.Unavailable as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def entries_of(wanted):
@@ -60,6 +54,15 @@ def test_the_same_bits_whatever_the_threads_and_other_entries(monkeypatch):
         torch.set_num_threads(threads)
     everything = sampled.sampled_product(left, right, entries_of(torch.ones_like(wanted)))
     assert torch.equal(everything * wanted, alone)
+
+
+def test_dense_or_empty_products_are_made_whole():
+    left, right = operands(20, 10, 70)
+    sparse, dense = (entries_of(torch.arange(700).view(10, 70) % n == 0) for n in (5, 2))
+    assert sampled.can_sample(left, right, sparse)
+    assert not sampled.can_sample(left, right, dense)
+    assert not sampled.can_sample(left.double(), right.double(), sparse)
+    assert not sampled.can_sample(left[:0], right[:0], sparse)  # partial sums would not be begun
 
 
 def test_nan_reaches_the_entries_it_belongs_to():

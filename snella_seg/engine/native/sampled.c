@@ -14,7 +14,6 @@
 #define DEPTH 6   /* vectors of tokens that stay in registers, even */
 #define BLOCK 64  /* rows whose partial sums are kept together */
 #define CHUNK (DEPTH * LANES)
-#define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
@@ -44,23 +43,27 @@ int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, i
     return 0;
 }
 
+#ifdef __clang__
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (lanes){__VA_ARGS__})
+#endif
+#define LOW(n, j) ((j) / (2 * (n)) * 2 * (n) + (j) % (n) + ((j) / (n) % 2 ? LANES : 0))
+#define ALL(n, by)                                                                          \
+    LOW(n, 0) + by, LOW(n, 1) + by, LOW(n, 2) + by, LOW(n, 3) + by, LOW(n, 4) + by,         \
+    LOW(n, 5) + by, LOW(n, 6) + by, LOW(n, 7) + by, LOW(n, 8) + by, LOW(n, 9) + by,         \
+    LOW(n, 10) + by, LOW(n, 11) + by, LOW(n, 12) + by, LOW(n, 13) + by, LOW(n, 14) + by,    \
+    LOW(n, 15) + by
 /* In every 2n lanes: sums of neighbouring n, of a in the first half and of b in the second. */
-INLINE vec halves(vec a, vec b, int n) {
-    lanes low, high;
-    for (int j = 0; j < LANES; j++) {
-        low[j] = j / (2 * n) * 2 * n + j % n + (j / n % 2 ? LANES : 0);
-        high[j] = low[j] + n;
-    }
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-}
+#define HALVES(a, b, n) (PICK(a, b, ALL(n, 0)) + PICK(a, b, ALL(n, n)))
 
 /* The sum of each of LANES vectors. */
 static void sums(const vec *from, float *to) {
     vec a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++) a[i] = halves(from[i], from[i + 8], 8);
-    for (int i = 0; i < 4; i++) b[i] = halves(a[i], a[i + 4], 4);
-    for (int i = 0; i < 2; i++) c[i] = halves(b[i], b[i + 2], 2);
-    vec all = halves(c[0], c[1], 1);
+    for (int i = 0; i < 8; i++) a[i] = HALVES(from[i], from[i + 8], 8);
+    for (int i = 0; i < 4; i++) b[i] = HALVES(a[i], a[i + 4], 4);
+    for (int i = 0; i < 2; i++) c[i] = HALVES(b[i], b[i + 2], 2);
+    vec all = HALVES(c[0], c[1], 1);
     memcpy(to, &all, sizeof all);
 }
 

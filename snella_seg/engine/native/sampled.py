@@ -42,6 +42,7 @@ def can_sample(left: Tensor, right: Tensor, wanted: Entries) -> bool:
     """Whether :func:`sampled_product` is right and the faster; the same whenever it is asked."""
     return (
         wanted.density <= DENSEST
+        and len(left) > 0
         and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ... import register  # noqa: F401
-from ...loading import latest_checkpoint, write_text
+from ...loading import CheckpointError, latest_checkpoint, write_text
 from .cases import Case, choose, look_at
 from .cost import measure_costs
 from .execute import execute
@@ -175,8 +175,11 @@ def _cases(
     runs = [run for run, result in results.items() if "error" not in result and run.seed == 0]
     segmentors = {}
     for run in runs if count else []:
-        if any((folder / run.name).glob("*.pth")):
+        try:
             path = latest_checkpoint(str(folder / run.name))
+        except CheckpointError:  # it was removed or damaged since; the report does without
+            continue
+        if path is not None:
             segmentors[run.method] = run_config(cfg, run), path
     if len(segmentors) < 2:
         return [], {}
