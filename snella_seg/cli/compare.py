@@ -37,6 +37,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--seeds", type=int, default=3, help="runs of each method (3); 0: choose rates only"
     )
     parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        help="seed of the first run (0); seeds that no choice has seen confirm what was found",
+    )
+    parser.add_argument(
         "--lrs",
         nargs="+",
         type=float,

@@ -257,7 +257,7 @@ def options(tiny_config_file, tmp_path):
     return (
         *("compare", tiny_config_file, "--work-dir", tmp_path / "study"),
         *("--methods", "frozen", "snella", "--seeds", "2", "--lrs", "1e-3", "1e-2"),
-        *("--search-iters", "4", "--holdout", "0.25", "--cost-rounds", "1"),
+        *("--search-iters", "4", "--holdout", "0.25", "--cost-rounds", "1", "--first-seed", "5"),
     )
 
 
@@ -271,7 +271,7 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
     assert len(study["search"]) <= 2 + GROWTHS  # beyond, while the best is at the edge
     best = max(study["search"], key=lambda row: row["mIoU"])["lr"]
     found = [(r["method"], r["lr"], r["seed"]) for r in study["runs"]]
-    assert found == [(m, r, s) for s in (0, 1) for m, r in (("frozen", None), ("snella", best))]
+    assert found == [(m, r, s) for s in (5, 6) for m, r in (("frozen", None), ("snella", best))]
     for row in study["runs"]:
         mean = sum(row["classes"].values()) / len(row["classes"])
         assert row["mIoU"] == pytest.approx(mean, abs=0.02)
@@ -279,6 +279,7 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
     costs = study["costs"]
     assert costs["frozen"]["learnable"] == 0 < costs["snella"]["learnable"]
     assert all(cost["seconds_per_iteration"] > 0 for cost in costs.values())
+    assert {row["seed"] for row in study["search"]} == {0}
 
     text, page = ((folder / f"report.{end}").read_text() for end in ("md", "html"))
     for row in study["runs"][:2]:
@@ -289,6 +290,8 @@ def test_a_comparison_from_search_to_report(tool, options, tmp_path):
     assert pictures == expected and page.count("data:image/png") == len(pictures)
     assert all((folder / name).stat().st_size > 5000 for name in pictures)
     assert not re.search(r"(src|href)=\"https?:", page)
+    trained = len(study["search"]) + 4
+    assert f"hours, by {trained} of {trained} runs" in text
 
     # again, with a run that was cut off before its end: only that one is trained
     cut = folder / "runs" / study["runs"][1]["folder"]
@@ -322,7 +325,7 @@ def test_bad_options(tool, tiny_config_file):
     done = tool("compare", tiny_config_file, "--methods", "loar")
     assert done.code == 1 and "unknown method 'loar'" in done.err
     for seeds, message in (
-        ("-1", "seeds and cases must not be negative"),
+        ("-1", "seeds, first_seed and cases must not be negative"),
         ("0", "there is nothing to do"),
     ):
         done = tool("compare", tiny_config_file, "--seeds", seeds)

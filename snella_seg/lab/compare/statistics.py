@@ -52,6 +52,12 @@ def confidence(error: float, count: int) -> float:
     return error * float(t.ppf(0.975, count - 1))
 
 
+def time_spent(rows: list[dict]) -> str:
+    """CPU hours of all runs that went through in one sitting, as others record none."""
+    spent = [row["cpu_seconds"] for row in rows if row.get("cpu_seconds") is not None]
+    return f"{sum(spent) / 3600:.2f} hours, by {len(spent)} of {len(rows)} runs"
+
+
 def class_means(rows: list[dict]) -> dict[str, float]:
     """IoU of each class, the mean over runs; classes that no run scored are left out."""
     names = dict.fromkeys(name for row in rows for name in row["classes"])

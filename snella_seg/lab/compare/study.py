@@ -27,6 +27,7 @@ def compare(
     config: str,
     methods: Iterable[str],
     seeds: int = 3,
+    first_seed: int = 0,
     lrs: Iterable[float] = (),
     head_lrs: Iterable[float] = (),
     lr: dict[str, float] | None = None,
@@ -54,7 +55,8 @@ def compare(
         config: its path, for the report.
         methods: names in :data:`snella_seg.inject.METHODS`, maybe with options, as in
             ``snella:scale=0.3`` (:class:`snella_seg.lab.compare.variant.Variant`).
-        seeds: runs of each method, with seeds from 0; 0 ends with the choice of rates.
+        seeds: runs of each method; 0 ends with the choice of rates.
+        first_seed: of these runs; those that judge a rate have seeds from 0.
         lrs, head_lrs, lr, holdout: see above.
         iters: length of a run; None for that of the config.
         search_iters: length of the runs that judge learning rates; None for ``iters``.
@@ -84,10 +86,10 @@ def compare(
     unused = [method for method in lr if method not in methods]
     if unused:
         raise ValueError(f"a learning rate is given for {unused[0]}, which is not compared")
-    if min(seeds, cases) < 0 or min(jobs, search_seeds) < 1:
+    if min(seeds, first_seed, cases) < 0 or min(jobs, search_seeds) < 1:
         raise ValueError(
-            "seeds and cases must not be negative, jobs and search_seeds must be positive, got "
-            f"{seeds}, {cases}, {jobs} and {search_seeds}"
+            "seeds, first_seed and cases must not be negative, jobs and search_seeds must be "
+            f"positive, got {seeds}, {first_seed}, {cases}, {jobs} and {search_seeds}"
         )
     if not (seeds or lrs or head_lrs):
         raise ValueError("there is nothing to do: give seeds, or learning rates to choose from")
@@ -149,7 +151,8 @@ def compare(
         for method, rate in chosen.items():
             say(f"{method}: {rate:g}")
         lr.update(chosen)
-    runs = [Run(m, lr.get(m), head_lr, seed) for seed in range(seeds) for m in methods]
+    each = range(first_seed, first_seed + seeds)
+    runs = [Run(m, lr.get(m), head_lr, seed) for seed in each for m in methods]
     results = train(runs)
     if "source" in study:
         add_forgetting(results, cfg, source, study["source"]["mIoU"], folder / "runs", say)
@@ -158,7 +161,7 @@ def compare(
         configs = {run.method: run_config(cfg, run, iters=iters) for run in runs[: len(methods)]}
         study["costs"] = measure_costs(configs, folder / "costs", cost_rounds, say)
     write_text(folder / STUDY, json.dumps(study, indent=1))
-    shown, meta = _cases(cfg, results, folder / "runs", cases)
+    shown, meta = _cases(cfg, results, folder / "runs", cases, first_seed)
     say(f"report: {write_study_report(study, folder, shown, meta)}")
     failed = [row for row in study["runs"] if "error" in row]
     if failed:
@@ -169,10 +172,10 @@ def compare(
 
 
 def _cases(
-    cfg: Config, results: dict[Run, dict], folder: Path, count: int
+    cfg: Config, results: dict[Run, dict], folder: Path, count: int, seed: int
 ) -> tuple[list[Case], dict]:
-    """Images on which the runs of seed 0 differ, and the dataset's meta information."""
-    runs = [run for run, result in results.items() if "error" not in result and run.seed == 0]
+    """Images on which the runs of one seed differ, and the dataset's meta information."""
+    runs = [run for run, result in results.items() if "error" not in result and run.seed == seed]
     segmentors = {}
     for run in runs if count else []:
         try:

@@ -22,6 +22,7 @@ from .statistics import (
     mean_spread,
     paired_difference,
     reference_method,
+    time_spent,
 )
 from .variant import Variant
 
@@ -54,6 +55,7 @@ def _facts(study: dict) -> list[tuple[str, str]]:
     facts = [("command", study["command"])] if study.get("command") else []
     facts.append(("runs", f"{len(study['runs'])}, {study['seeds']} seeds of each method"))
     facts.append(("schedule", study["schedule"]))
+    facts.append(("CPU time", time_spent(study["search"] + study["runs"])))
     facts += [(name, text) for name, text in study.get("environment", {}).items()]
     return facts
 
@@ -189,7 +191,7 @@ def _cases(
         return []
     reference = reference_method(by_method(study["runs"]))
     text = (
-        "Validation images by the runs of seed 0, evenly from the one that gains most "
+        "Validation images by the runs of the first seed, evenly from the one that gains most "
         f"over {Variant.parse(reference).label} to the one that loses most, in the mean of all "
         "other methods. Figures: mean IoU over the classes in the image. White: ignored."
     )
