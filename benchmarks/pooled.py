@@ -2,6 +2,7 @@
 
 Each work dir is one of tools/compare.py. Runs of one seed begin alike on every ground, so a seed's
 differences are no independent draws: the interval over all grounds is that of the seeds' means.
+``--runs FILE`` also writes the figures of all runs as JSON, a run a line.
 """
 
 import argparse
@@ -49,16 +50,25 @@ def pooled(tables: dict[str, dict[int, float]]) -> tuple[float, float, float]:
     return interval([statistics.fmean(t[seed] for t in tables.values()) for seed in sorted(seeds)])
 
 
+def figures(study: dict, ground: str) -> list[dict]:
+    """What a page of results needs of each run: scores, by class too, rate, seed, CPU seconds."""
+    keys = ("method", "lr", "seed", "mIoU", "NLL", "ECE", "cpu_seconds", "classes")
+    runs = (run for rows in by_method(study["runs"]).values() for run in rows)
+    return [{"ground": ground, **{key: run.get(key) for key in keys}} for run in runs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="WORK_DIR")
     parser.add_argument("--methods", nargs=2, default=["snella_v2", "lora"], metavar=("A", "B"))
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="write all runs there as JSON")
     args = parser.parse_args()
-    tables = {}
+    tables, runs = {}, []
     for folder in args.folders:
         try:
             study = json.loads((folder / "study.json").read_text())
             tables[folder.name] = differences(study, *args.methods)
+            runs += figures(study, folder.name)
         except (OSError, ValueError) as error:
             parser.error(f"{folder}: {error}")
     print(
@@ -72,6 +82,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     print(f"| all, seeds as units | {mean:+.2f} | {low:+.2f} to {high:+.2f} | |")
+    if args.runs is not None:
+        args.runs.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -214,8 +214,12 @@ def test_comparisons_are_pooled_by_seed(tmp_path, capsys, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.json").write_text(json.dumps({"runs": runs}))
     folders = [str(tmp_path / name) for name in scores]
-    monkeypatch.setattr(sys, "argv", ["pooled.py", *folders])
+    monkeypatch.setattr(sys, "argv", ["pooled.py", *folders, "--runs", str(tmp_path / "runs.json")])
     pooled.main()
+    written = json.loads((tmp_path / "runs.json").read_text())
+    assert [(r["ground"], r["method"], r["seed"], r["mIoU"]) for r in written][-2:] == [
+        ("night", "lora", 0, 7.0), ("night", "lora", 1, 9.0)
+    ]  # fmt: skip
     out = capsys.readouterr().out
     # differences 1, 2 and 0, -1; by seed .5 and .5
     assert "| day | +1.50 | -4.85 to +7.85 | 2 |" in out
