@@ -324,9 +324,10 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, options, tmp_path):
 def test_bad_options(tool, tiny_config_file):
     done = tool("compare", tiny_config_file, "--methods", "loar")
     assert done.code == 1 and "unknown method 'loar'" in done.err
-    for seeds, message in (
-        ("-1", "seeds, first_seed and cases must not be negative"),
-        ("0", "there is nothing to do"),
+    for option, value, message in (
+        ("--seeds", "-1", "seeds, first_seed and cases must not be negative"),
+        ("--first-seed", "-1", "seeds, first_seed and cases must not be negative"),
+        ("--seeds", "0", "there is nothing to do"),
     ):
-        done = tool("compare", tiny_config_file, "--seeds", seeds)
+        done = tool("compare", tiny_config_file, option, value)
         assert done.code == 1 and message in done.err

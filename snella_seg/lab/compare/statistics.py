@@ -53,7 +53,7 @@ def confidence(error: float, count: int) -> float:
 
 
 def time_spent(rows: list[dict]) -> str:
-    """CPU hours of all runs that went through in one sitting, as others record none."""
+    """CPU hours of the runs; those that were resumed in their middle record none."""
     spent = [row["cpu_seconds"] for row in rows if row.get("cpu_seconds") is not None]
     return f"{sum(spent) / 3600:.2f} hours, by {len(spent)} of {len(rows)} runs"
 

@@ -27,7 +27,6 @@ def compare(
     config: str,
     methods: Iterable[str],
     seeds: int = 3,
-    first_seed: int = 0,
     lrs: Iterable[float] = (),
     head_lrs: Iterable[float] = (),
     lr: dict[str, float] | None = None,
@@ -41,6 +40,7 @@ def compare(
     cases: int = 4,
     command: str = "",
     source: Config | None = None,
+    first_seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train a config by several methods, with several seeds, and report on them.
@@ -56,7 +56,6 @@ def compare(
         methods: names in :data:`snella_seg.inject.METHODS`, maybe with options, as in
             ``snella:scale=0.3`` (:class:`snella_seg.lab.compare.variant.Variant`).
         seeds: runs of each method; 0 ends with the choice of rates.
-        first_seed: of these runs; those that judge a rate have seeds from 0.
         lrs, head_lrs, lr, holdout: see above.
         iters: length of a run; None for that of the config.
         search_iters: length of the runs that judge learning rates; None for ``iters``.
@@ -68,6 +67,7 @@ def compare(
         command: by which it was called, for the report.
         source: the task that the backbone was trained on, of
             :func:`snella_seg.lab.compare.source_config`, on which forgetting is measured.
+        first_seed: seed of the first run of each method; runs that judge a rate count from 0.
         say: takes lines of progress.
 
     Returns:
@@ -151,8 +151,8 @@ def compare(
         for method, rate in chosen.items():
             say(f"{method}: {rate:g}")
         lr.update(chosen)
-    each = range(first_seed, first_seed + seeds)
-    runs = [Run(m, lr.get(m), head_lr, seed) for seed in each for m in methods]
+    drawn = range(first_seed, first_seed + seeds)
+    runs = [Run(m, lr.get(m), head_lr, seed) for seed in drawn for m in methods]
     results = train(runs)
     if "source" in study:
         add_forgetting(results, cfg, source, study["source"]["mIoU"], folder / "runs", say)
