@@ -1,5 +1,7 @@
 """Fitting a config to the machine and the launch mode."""
 
+import gc
+
 import torch
 from mmengine.config import Config
 
@@ -47,9 +49,14 @@ def _use_gloo(cfg: Config, launcher: str) -> None:
 
 
 def leave_process_group() -> None:
-    """End the process group before the interpreter ends: left to that, gloo's threads may abort."""
+    """End the process group, and gloo's threads with it, before the interpreter ends.
+
+    A thread that lets go of a step's tensors while the interpreter ends aborts the process. The
+    threads end with the last thing that holds the group; models do, and they are part of cycles.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def enable_amp(cfg: Config) -> None:

@@ -61,7 +61,12 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:
 
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    score(parse_args(argv))
+    leave_process_group()
+
+
+def score(args: argparse.Namespace) -> None:
+    """Score by the arguments of the command; nothing of the run outlives the call."""
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     fit_to_machine(cfg, args.launcher)
@@ -88,4 +93,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     refuse_lost_adapters(runner.model)
     check_feature_maps(runner.model)
     runner.test()
-    leave_process_group()

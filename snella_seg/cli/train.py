@@ -49,7 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @plain_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    train(parse_args(argv))
+    leave_process_group()
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train by the arguments of the command; nothing of the run outlives the call."""
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
@@ -85,4 +90,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_feature_maps(runner.model)
         with naming_bad_files(runner):
             runner.train()
-    leave_process_group()

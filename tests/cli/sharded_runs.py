@@ -62,6 +62,7 @@ def storages(tensors) -> dict[int, int]:
 def main() -> None:
     runs = json.loads(sys.argv[1])
     dist.init_process_group("gloo")
+    leave_process_group = snella_seg.cli.train.leave_process_group
     snella_seg.cli.train.leave_process_group = lambda: None  # one group for all runs
     codes = [
         run_tool(
@@ -71,7 +72,7 @@ def main() -> None:
         for name, (config, *options) in runs.items()
     ]
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
     sys.exit(max(codes))
 
 

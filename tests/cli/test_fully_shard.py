@@ -69,11 +69,16 @@ def runs(tmp_path_factory, tiny_dataset) -> Path:
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTHONFAULTHANDLER": "1",  # a process that aborts tells where
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         timeout=300,
     )
-    print(done.stdout, done.stderr, sep="\n")
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     left = ("--work-dir", folder / "left", "--resume", folder / "together/iter_3.pth")
     assert run_tool("train", same, *left, *WHOLE_BATCH) == 0
     return folder
