@@ -27,6 +27,7 @@ from .sparse_delta import (  # noqa: E402
     remove_delta,
     save_delta,
 )
+from .stock_head import fold_linear_heads, stock_linear_head  # noqa: E402
 from .switch import AdapterSwitch  # noqa: E402
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "export_segmentor",
     "find_wrapper",
     "find_wrappers",
+    "fold_linear_heads",
     "half_precision_loss",
     "load_adapter",
     "load_delta",
@@ -54,6 +56,7 @@ __all__ = [
     "save_adapter",
     "save_delta",
     "stock_config",
+    "stock_linear_head",
     "strip_frozen",
     "task_state",
     "unmerge_adapters",

@@ -17,6 +17,7 @@ from ..inject import adapted_weights, attach_adapters, base_state, detach_adapte
 from ..layers import AdaptedModule
 from ..models import SnellaBackbone, find_wrapper
 from ..models.image_size import with_timm_options
+from .stock_head import fold_linear_heads, stock_linear_head
 
 # Merged model -> what brings its adapters back.
 _MERGED: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
@@ -106,22 +107,24 @@ def merged_backbone(wrapper: SnellaBackbone) -> dict[str, Tensor]:
 
 
 def merged_segmentor(model: nn.Module) -> dict[str, Tensor]:
-    """State of the stock segmentor: the merged backbone under its stock names, and the heads."""
+    """State of the stock segmentor: the merged backbone under its stock names, and stock heads."""
     prefix, wrapper = find_wrapper(model)
     state = {k: v.cpu() for k, v in model.state_dict().items() if not k.startswith(prefix)}
     state.update({prefix + name: value for name, value in merged_backbone(wrapper).items()})
-    return state
+    return fold_linear_heads(state, model)
 
 
 def stock_config(config: Config) -> Config:
     """A run's config without snella_seg, for the merged checkpoint.
 
     The backbone is the inner one, without a checkpoint of its own. Hooks, imports and the
-    optimizer's constructor are taken out; data, pipelines, heads and schedules stay.
+    optimizer's constructor are taken out; a LinearHead becomes mmseg's FCNHead without its batch
+    norm, which is part of the convolution then; data, pipelines, other heads and schedules stay.
 
     Raises:
         ValueError: when something of snella_seg is left that this function does not know, or the
-            backbone needs the wrapper (timm's Swin, whose maps it brings into mmseg's layout).
+            backbone needs the wrapper (timm's Swin, whose maps it brings into mmseg's layout), or
+            a LinearHead's norm is no batch norm.
     """
     new = copy.deepcopy(config.to_dict())
     for key in ("prepare", "work_dir", "load_from", "resume", "launcher"):
@@ -133,6 +136,9 @@ def stock_config(config: Config) -> Config:
     model = new["model"]
     model["backbone"] = _inner(model["backbone"])
     model.pop("pretrained", None)
+    for key in ("decode_head", "auxiliary_head"):
+        if model.get(key):
+            model[key] = _stock_heads(model[key])
     imports = new.get("custom_imports", {})
     kept = [i for i in _listed(imports.get("imports")) if not i.startswith("snella_seg")]
     new.pop("custom_imports", None)
@@ -181,6 +187,12 @@ def _inner(backbone: dict) -> dict:
     else:
         inner.pop("pretrained", None)
     return inner
+
+
+def _stock_heads(heads: dict | list) -> dict | list:
+    if isinstance(heads, dict):
+        return stock_linear_head(heads) if type_name(heads) == "LinearHead" else heads
+    return [_stock_heads(head) for head in heads]
 
 
 def _stock_optimizer(wrapper: dict) -> None:

@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from ..artifacts import adapter_overlap, combine_adapters, read_adapter, stock_config
+from ..artifacts import (
+    adapter_overlap,
+    combine_adapters,
+    fold_linear_heads,
+    read_adapter,
+    stock_config,
+)
 from ..artifacts.config_trust import refuse_unknown_types
 from ..loading.files import atomic_write
 from ..models import build_segmentor, find_wrapper
@@ -65,6 +71,7 @@ def combine(files, args) -> None:
     backbone = combine_adapters(wrapper, files, args.weights)
     state = {k: v for k, v in files[0].tensors.items() if not k.startswith(prefix)}
     state.update({prefix + name: value for name, value in backbone.items()})
+    state = fold_linear_heads(state, model)
     path = args.out / "merged.pth"
     with atomic_write(path) as partial:
         torch.save(dict(meta=dict(dataset_meta=info["metainfo"]), state_dict=state), partial)

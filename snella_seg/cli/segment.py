@@ -1,6 +1,7 @@
-"""Segment images: ``segment.py IMAGES... --config CONFIG --checkpoint FILE --out DIR``.
+"""Segment images: ``segment.py CONFIG CHECKPOINT IMAGES... --out DIR``.
 
-Images are files, folders and patterns. ``DIR`` then holds ``labels`` (label maps), ``overlays``
+Images are files, folders and patterns; config and checkpoint may stand behind them, as
+``--config`` and ``--checkpoint``. ``DIR`` then holds ``labels`` (label maps), ``overlays``
 and ``legend.png``. Instead of a config and a checkpoint, adapter files with heads may be given
 among the images: ``segment.py IMAGES... night.safetensors fog.safetensors``. Several tasks share
 one base, and each has a folder of its name.
@@ -36,7 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "inputs",
         nargs="+",
         metavar="IMAGE",
-        help="image files, folders or patterns; and adapter files, see tools/export_adapter.py",
+        help="config and checkpoint, then image files, folders or patterns; or adapter files, see "
+        "tools/export_adapter.py, among images",
     )
     parser.add_argument("--config", help="config of --checkpoint")
     parser.add_argument("--checkpoint", help="a .pth file, slim, whole or merged, or adapter file")
@@ -54,7 +56,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of slide")
     parser.add_argument("--stride", type=int, nargs=2, metavar=("DOWN", "RIGHT"), help="of slide")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.inputs[0].endswith(".py") and not (args.config or args.checkpoint):
+        args.config = args.inputs.pop(0)
+        args.checkpoint = args.inputs.pop(0) if args.inputs else None
+    return args
 
 
 @plain_errors
@@ -101,7 +107,8 @@ def load_models(args: argparse.Namespace, tasks: list[str]) -> Iterator[tuple[st
     """Name and segmentor of each task; one is in use at a time."""
     if bool(tasks) == bool(args.config or args.checkpoint):
         raise ValueError(
-            "give --config and --checkpoint, or adapter files (.safetensors) among the images"
+            "give a config and its checkpoint before the images, or adapter files (.safetensors) "
+            "among them"
         )
     if not tasks:
         if not (args.config and args.checkpoint):

@@ -150,8 +150,44 @@ def test_metrics_of_ours_become_those_of_mmseg(config):
 
 
 def test_what_is_ours_by_type_is_named(config):
-    config.model.decode_head = dict(type="LinearHead", in_channels=32, num_classes=4)
-    with pytest.raises(ValueError, match="which brings LinearHead: use what mmseg has instead"):
+    config.train_dataloader.dataset.pipeline.append(dict(type="Night"))
+    with pytest.raises(ValueError, match="which brings Night: use what mmseg has instead"):
+        stock_config(config)
+
+
+ONE_MAP = dict(in_channels=32, in_index=1)
+LINEAR = dict(type="LinearHead", num_classes=4, align_corners=False)
+
+
+@pytest.mark.parametrize("maps", [ONE_MAP, dict(in_channels=[32, 32], in_index=[0, 1])])
+def test_a_linear_head_becomes_a_stock_one(build, image, config, maps):
+    config.model.pop("neck")
+    config.model.decode_head = {**LINEAR, **maps, "norm_cfg": dict(type="SyncBN", eps=1e-3)}
+    config.model.auxiliary_head = [config.model.auxiliary_head, {**LINEAR, **ONE_MAP}]
+    model = build(0)
+    for head in (model.decode_head, model.auxiliary_head[1]):
+        head.norm.running_mean.normal_(), head.norm.running_var.uniform_(0.5, 2.0)
+    cfg = stock_config(model.cfg)
+    stock = MODELS.build(cfg.model)
+    stock.load_state_dict(merged_segmentor(model), strict=True)
+    assert "snella" not in cfg.pretty_text.lower() and not own_modules(stock)
+    assert type(stock.decode_head).__name__ == "FCNHead" and stock.decode_head.dropout_ratio == 0
+    find_wrapper(model)[1].restore_modules()
+    with torch.no_grad():
+        image = image.flip(-1)
+        expected, found = (m.eval().backbone(image) for m in (model, stock))
+        for name in ("decode_head", "auxiliary_head"):
+            heads = [getattr(m, name) for m in (model, stock)]
+            ours, theirs = (head[1] if name == "auxiliary_head" else head for head in heads)
+            torch.testing.assert_close(theirs(found), ours(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "norm", [dict(type="GN", num_groups=4), dict(type="BN", track_running_stats=False)]
+)
+def test_a_linear_head_of_another_norm_is_refused(config, norm):
+    config.model.decode_head = {**LINEAR, **ONE_MAP, "norm_cfg": norm}
+    with pytest.raises(ValueError, match="no stock head computes what LinearHead with norm_cfg"):
         stock_config(config)
 
 

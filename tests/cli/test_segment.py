@@ -92,11 +92,10 @@ def test_every_form_of_weights_gives_the_same_labels(tool, project, tmp_path, fo
 
 def test_opacity_and_plain_labels(tool, project):
     image = project.images / "0.jpg"
-    common = ("--config", project.config, "--checkpoint", project.files["slim.pth"])
     for opacity in ("0", "1"):
         done = tool(
-            "segment", image, *common, "--out", project.out, "--opacity", opacity,
-            "--labels", "plain", "--device", "cpu",
+            "segment", project.config, project.files["slim.pth"], image, "--out", project.out,
+            "--opacity", opacity, "--labels", "plain", "--device", "cpu",
         )  # fmt: skip
         assert done.code == 0, done.err
         painted = cv2.imread(str(project.out / "overlays/0.png"))
@@ -149,8 +148,9 @@ def test_mistakes_end_in_one_line_before_anything_is_written(tool, project, tmp_
         (tmp_path / "no*.png", task): "image not found",
         (tmp_path / "empty", task): "the folder holds none of .jpg",
         (task,): "no images",
-        (image,): "give --config and --checkpoint, or adapter files",
+        (image,): "give a config and its checkpoint before the images, or adapter files",
         (image, *both): "go together",
+        (project.config, project.files["slim.pth"]): "no images",
         (image, task, "--opacity", "2"): "--opacity must lie between 0 and 1",
         (image, task, "--threshold", "0.2"): "--threshold is for heads with one logit",
         (image, task, "--crop", "32", "32", "--stride", "64", "64"): "leaves gaps",
