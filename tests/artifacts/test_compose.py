@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mmengine.config import Config
-from tasks import save_base
+from tasks import save_base, scores
 
 from snella_seg.artifacts import (
     adapter_overlap,
@@ -87,3 +87,20 @@ def test_the_tool_shows_and_merges(tool, two, tmp_path):
     assert type(model.backbone).__name__ == "VisionTransformer"
     head = files[0].tensors["decode_head.conv_seg.weight"]
     assert torch.equal(model.decode_head.conv_seg.weight, head)
+
+
+def test_linear_heads_are_written_as_stock_ones(tool, build, config, image, tmp_path):
+    for head in ("decode_head", "auxiliary_head"):
+        config.model[head] = dict(
+            type="LinearHead", in_channels=32, in_index=1, num_classes=4, align_corners=False
+        )
+    config.model.pop("neck")
+    model = build(0)
+    model.decode_head.norm.running_mean.normal_()
+    task, out = tmp_path / "linear.safetensors", tmp_path / "both"
+    save_adapter(model, task)
+    done = tool("compose_adapters", task, task, "--out", out)  # the mean of a task and itself
+    assert done.code == 0, done.err
+    merged = build_segmentor(Config.fromfile(out / "merged.py"), str(out / "merged.pth"))
+    assert type(merged.decode_head).__name__ == "FCNHead"
+    torch.testing.assert_close(scores(merged, image), scores(model, image), rtol=1e-4, atol=1e-4)
