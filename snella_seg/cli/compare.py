@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from ..configs import load_config
@@ -12,7 +11,7 @@ from ..lab.compare import compare, source_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine
-from .reading import run_preparation
+from .reading import add_overrides, run_preparation
 
 PUBLISHED = ("frozen", "bitfit", "lora", "snell", "snella", "full")
 
@@ -88,7 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=4,
         help="how many validation images the report shows, with what each method made of them (4)",
     )
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 

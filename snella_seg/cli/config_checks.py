@@ -1,6 +1,7 @@
 """Looks for slips of the pen in a config, by what is registered, before anything is built."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from types import UnionType
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..configs import keys_at_top, type_name
 from ..layers.typed_options import describe_type
 from .option_ranges import OF_PLACES, range_of
+from .run_checks import check_run
 
 #: How alike a key and a known one have to be, of a class and at the top, where configs keep
 #: variables of their own. With less, some of mmseg's configs would be refused.
@@ -41,12 +43,13 @@ _SHARDING = ("FSDP", "FullySharded", "DeepSpeed", "ColossalAI")
 
 
 def check_config(cfg: Config) -> None:
-    """Refuse arguments of registered classes, and keys at the top, that resemble known ones.
+    """Refuse types, arguments of registered classes, and keys at the top that resemble known ones.
 
     What no class or tool knows is ignored at best, and what resembles nothing is let pass: configs
     keep variables of their own at the top, and classes take what they pass on. Text where a class
     wants a number or a truth value is refused too, and so are values out of range
-    (:mod:`snella_seg.cli.option_ranges`) and sharded models.
+    (:mod:`snella_seg.cli.option_ranges`), sharded models, and parts that contradict each other
+    (:mod:`snella_seg.cli.run_checks`).
 
     Raises:
         ValueError: naming class, argument and the one that was probably meant; all slips in a line.
@@ -59,24 +62,7 @@ def check_config(cfg: Config) -> None:
     if slips:
         raise ValueError(f"config: {'; '.join(dict.fromkeys(slips))}")
     _refuse_sharding(cfg)
-    _refuse_endless_epochs(cfg)
-
-
-def _refuse_endless_epochs(cfg: Config) -> None:
-    """Refuse epochs over a sampler that never ends, of which the first would last forever.
-
-    Raises:
-        ValueError: naming both, and what goes with each.
-    """
-    loop = cfg.get("train_cfg") or {}
-    kind = type_name(loop) or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "")
-    sampler = type_name((cfg.get("train_dataloader") or {}).get("sampler") or {})
-    if kind == "EpochBasedTrainLoop" and sampler == "InfiniteSampler":
-        raise ValueError(
-            "train_cfg counts epochs (EpochBasedTrainLoop), and an epoch of InfiniteSampler never "
-            "ends: set train_dataloader.sampler.type to DefaultSampler, or train_cfg.type to "
-            "IterBasedTrainLoop with max_iters"
-        )
+    check_run(cfg)
 
 
 def _refuse_other_shape(node: Any, parts: list[str], kinds: tuple, path: str = "") -> None:
@@ -132,6 +118,10 @@ def _places_out_of_range(cfg: Config) -> Iterator[str]:
 def _argument_slips(path: str, node: dict, kind: Any) -> Iterator[str]:
     candidates = list(_classes_of(kind))
     if not candidates:
+        meant = _classes_meant(kind) if isinstance(kind, str) else []
+        if meant:
+            either = " or ".join(map(repr, meant))
+            yield f"{path}.type: no class is registered as {kind!r}, did you mean {either}?"
         return
     taken = [accepted_arguments(candidate) for candidate in candidates]
     accepted = set().union(*taken)
@@ -206,14 +196,25 @@ def _classes_of(kind: Any) -> Iterator[type]:
                 yield found
 
 
+def _classes_meant(kind: str) -> list[str]:
+    """Registered names that an unknown one resembles: but for capitals, else up to three."""
+    known = {name for registry in _registries() for name in registry.module_dict}
+    same = [name for name in known if name.lower() == kind.lower()]
+    return same or difflib.get_close_matches(kind, sorted(known), 3, _ALIKE)
+
+
+@functools.cache
 def _registries() -> list[Registry]:
-    """Those of mmengine, and of what builds on it."""
+    """Those of mmengine, and of what builds on it, with all that they know."""
     import mmengine.registry
     import mmseg.registry
 
     modules = (mmengine.registry, mmseg.registry)
     held = [value for module in modules for value in vars(module).values()]
-    return list({id(v): v for v in held if isinstance(v, Registry)}.values())
+    found = list({id(v): v for v in held if isinstance(v, Registry)}.values())
+    for registry in found:
+        registry.import_from_location()
+    return found
 
 
 def accepted_arguments(kind: type) -> dict[str, Any]:

@@ -10,16 +10,19 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
 from ..lab.preflight.labels import find_bad_file
+from .pipeline_checks import check_pipelines
 
 
 def check_datasets(cfg: Config, *loaders: str) -> None:
-    """See that the folders of the named dataloaders are there and hold images.
+    """See that the folders of the named dataloaders are there and hold images to be loaded.
 
     Raises:
         FileNotFoundError: naming the folder and how to set it.
-        ValueError: when a folder holds no file of the dataset's suffix, or a list is empty.
+        ValueError: when a folder holds no file of the dataset's suffix, a list is empty, or a
+            pipeline lacks what it needs (:mod:`snella_seg.cli.pipeline_checks`).
     """
     for loader in loaders:
+        check_pipelines(cfg, loader)
         for dataset in _datasets(cfg.get(loader)):
             root = Path(dataset.get("data_root") or "")
             hint = f"set {loader}.dataset.data_root (--cfg-options) or prepare the data"
@@ -35,7 +38,11 @@ def check_datasets(cfg: Config, *loaders: str) -> None:
                     raise FileNotFoundError(f"data not found: {root / folder} ({key}); {hint}")
                 files = f"*{_suffix(dataset, key)}"
                 if not listed and next((root / folder).rglob(files), None) is None:
-                    raise ValueError(f"empty dataset: no {files} in {root / folder}; {hint}")
+                    suffix = key.replace("_path", "_suffix")
+                    raise ValueError(
+                        f"empty dataset: no {files} in {root / folder}; set {loader}.dataset."
+                        f"{suffix} to how the names of its files end, or {hint}"
+                    )
 
 
 class BadDataFile(ValueError):

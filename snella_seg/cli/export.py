@@ -8,13 +8,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from ..artifacts.exporting import ExportReport, check_target, export_segmentor
 from ..configs import load_config
 from ..models import build_segmentor
 from .failures import plain_errors
-from .reading import refuse_without_adapters
+from .reading import add_overrides, refuse_without_adapters
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="take images that are normalised, as by the config's data_preprocessor",
     )
     parser.add_argument("--opset", type=int, help="of ONNX (default what torch recommends)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import reprlib
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,42 @@ from typing import Any
 #: How arguments are listed: long ones without their middle.
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 100
+
+#: Part of what a library says, or of where it does -> what is to be done about it.
+_REMEDIES = (
+    (
+        "stack expects each tensor to be equal size",
+        "images of a batch differ in size: let the pipeline end on one size (RandomCrop, or Resize "
+        "with keep_ratio=False), and set model.data_preprocessor.size to it",
+    ),
+    (
+        "Expected more than 1 value per channel when training",
+        "batch norm saw a single value: raise train_dataloader.batch_size, or give the head "
+        "norm_cfg=dict(type='GN', num_groups=...)",
+    ),
+    (
+        "weight tensor should be defined either for all or no classes",
+        "class_weight of loss_decode needs one weight for each of the head's num_classes",
+    ),
+    (
+        "Failed to import custom modules from",
+        "custom_imports names a module that is not installed, or not in a folder of PYTHONPATH",
+    ),
+    (
+        "environment variable RANK expected",
+        "start --launcher pytorch by torchrun --nproc_per_node=N tools/train.py CONFIG, or leave "
+        "it out",
+    ),
+    *(
+        (
+            sign,
+            "the checkpoint to resume from had another optimizer, or other parameters in it: "
+            "resume by the config of its run, or start from its weights by --cfg-options "
+            "load_from=FILE",
+        )
+        for sign in ("loaded state dict", "KeyError in torch.optim")
+    ),
+)
 
 
 def plain_errors(main: Callable[..., None]) -> Callable[..., None]:
@@ -45,18 +82,25 @@ def _can_be_mended(error: Exception) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """What to say of an error: itself, and where it arose if that is not in this package."""
+    """What to say of an error: itself, where it arose if not in this package, and a remedy."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if "Original Traceback" in str(error):  # of a dataloader's worker
         lines = lines[-1:]
     said = " ".join(line.strip() for line in lines)
     said = (_part_being_built(error, said) if _is_of_others(error) else "") + said
-    if _can_be_mended(error):
-        return said
+    if not _can_be_mended(error):
+        said = f"{said} ({_place(error)})"
+    for sign, remedy in _REMEDIES:
+        if sign in said:
+            return f"{textwrap.shorten(said, 200, placeholder=' ...')}; {remedy}"
+    return said
+
+
+def _place(error: Exception) -> str:
     frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
     place = f"{frame.f_globals.get('__name__')}, line {number}"
     hint = "SNELLA_TRACEBACK=1 shows how it came there"
-    return f"{said} ({type(error).__name__} in {place}; {hint})"
+    return f"{type(error).__name__} in {place}; {hint}"
 
 
 def _is_of_others(error: Exception) -> bool:

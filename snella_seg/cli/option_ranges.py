@@ -41,6 +41,11 @@ def _no_slip(says: str, known: Callable[[], Iterable[str]], alike: float = 0.85)
     return Range(says, holds)
 
 
+def _covers(crop: Any, stride: Any) -> bool:
+    """Whether windows leave no gaps."""
+    return all(step <= side for side, step in zip(_many(crop), _many(stride), strict=False))
+
+
 _POSITIVE = Range("a positive integer", lambda v: _is_number(v, int) and v > 0)
 _SHARE = Range("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _METRICS = ("aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall")
@@ -58,6 +63,14 @@ OF_CLASSES: dict[str, Range] = {
     ),
     "SegDataPreProcessor.size": Range(
         "a height and a width", lambda v: isinstance(v, (list, tuple)) and len(v) == 2
+    ),
+    "DataLoader.batch_size": _POSITIVE,
+    "DataLoader.num_workers": Range(
+        "an integer from 0 on", lambda v: _is_number(v, int) and v >= 0
+    ),
+    "BaseSegDataset.metainfo": Range(
+        "a dict whose classes are names",
+        lambda v: all(isinstance(name, str) for name in _many(v.get("classes") or [])),
     ),
     "BaseSegDataset.data_root": Range("a folder", lambda v: isinstance(v, (str, os.PathLike))),
     "IoUMetric.iou_metrics": _one_of("mIoU", "mDice", "mFscore"),
@@ -80,8 +93,11 @@ OF_PLACES: dict[str, Range] = {
     ),
     "model.test_cfg.mode": _no_slip("whole or slide", lambda: ("whole", "slide")),
     "model.test_cfg": Range(
-        "a dict with crop_size and stride where its mode is slide",
-        lambda v: v.get("mode") != "slide" or {"crop_size", "stride"} <= v.keys(),
+        "a dict with crop_size, and a stride no larger, where its mode is slide",
+        lambda v: (
+            v.get("mode") != "slide"
+            or ({"crop_size", "stride"} <= v.keys() and _covers(v["crop_size"], v["stride"]))
+        ),
     ),
     "optim_wrapper.clip_grad.max_norm": Range(
         "a positive number", lambda v: _is_number(v) and 0 < v <= math.inf

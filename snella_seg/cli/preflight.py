@@ -8,8 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
 from ..configs import load_config
 from ..lab.preflight import preflight
 from ..loading import check_checkpoint
@@ -18,7 +16,7 @@ from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine
-from .reading import run_preparation
+from .reading import add_overrides, run_preparation
 from .work_dir import set_work_dir
 
 
@@ -27,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="where the training will write")
     parser.add_argument("--amp", action="store_true", help="it will train in mixed precision")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    add_overrides(parser)
     parser.add_argument(
         "--iters",
         type=int,

@@ -1,5 +1,6 @@
 """Reading a config as all tools do."""
 
+import argparse
 import importlib
 import importlib.util
 import logging
@@ -7,12 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 
 from ..configs import type_name
 from ..inject import get_method, method_name
 from ..loading import CheckpointError, holds_adapters
+
+
+class Overrides(DictAction):
+    """``KEY=VALUE ...`` as a dict; what is no such pair ends the parser with a line."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        odd = [value for value in values if "=" not in value]
+        if odd:
+            raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {odd[0]!r}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let a tool take ``--cfg-options``, as those of mmseg do."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Overrides,
+        metavar="KEY=VALUE",
+        help="override settings of the config, such as train_cfg.max_iters=1000",
+    )
 
 
 def run_preparation(cfg: Config) -> None:

@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from ..configs import load_config
@@ -16,7 +15,7 @@ from .config_checks import check_config
 from .data import check_datasets
 from .failures import plain_errors
 from .machine import fit_to_machine, leave_process_group
-from .reading import refuse_without_adapters, run_preparation
+from .reading import add_overrides, refuse_without_adapters, run_preparation
 from .work_dir import set_work_dir
 
 
@@ -30,13 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show-dir", help="folder for painted images")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each image")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_overrides(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)

@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
@@ -17,7 +16,7 @@ from .config_checks import check_config
 from .data import check_datasets, naming_bad_files
 from .failures import plain_errors
 from .machine import enable_amp, fit_to_machine, leave_process_group
-from .reading import check_hooks, refuse_without_adapters, run_preparation
+from .reading import add_overrides, check_hooks, refuse_without_adapters, run_preparation
 from .work_dir import locked, set_work_dir
 
 
@@ -33,13 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="go on from a checkpoint, or from the latest in the work dir (no value, or auto)",
     )
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config, such as train_cfg.max_iters=1000",
-    )
+    add_overrides(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
@@ -19,7 +19,7 @@ from ..inject import METHODS, list_adapters
 from ..loading.files import write_text
 from ..recipes import config_text, wrap_config
 from .failures import plain_errors
-from .reading import need_packages, require_suffix
+from .reading import Overrides, need_packages, require_suffix
 
 STOCK = "mmseg::"
 
@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="the config to write (.py)")
     parser.add_argument("--method", choices=sorted(METHODS.keys() - {"peft"}), default="snella_v2")
     parser.add_argument(
-        "--adapter", nargs="+", action=DictAction, metavar="KEY=VALUE", help="such as rank=8"
+        "--adapter", nargs="+", action=Overrides, metavar="KEY=VALUE", help="such as rank=8"
     )
     parser.add_argument("--targets", nargs="+", default="auto", help="matrices to adapt (auto)")
     parser.add_argument(

@@ -53,6 +53,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
     Raises:
         NotADirectoryError: when it, or what should be a folder above it, is a file.
+        OSError: when it cannot be made for another reason, which the line tells.
     """
     path = Path(path)
     for taken in (path, *path.parents):
@@ -60,7 +61,12 @@ def make_folder(path: str | os.PathLike) -> Path:
             raise NotADirectoryError(
                 f"{taken} is a file, where a folder is to be written to: name another one"
             )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the folder {path} cannot be made ({error.strerror}): name another one"
+        ) from error
     return path
 
 

@@ -54,7 +54,7 @@ def _check_adapters(model: nn.Module, state_dict, prefix: str, *_) -> None:
 
 
 def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
-    misfits = []
+    misfits, by_classes = [], []
     for name, value in model.state_dict().items():
         found = state_dict.get(prefix + name)
         if name.startswith("backbone.") or not value.is_floating_point():
@@ -64,6 +64,12 @@ def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
         elif found is not None and found.shape != value.shape:
             shapes = f"{tuple(found.shape)} instead of {tuple(value.shape)}"
             misfits.append(f"{name} is {shapes}")
+            by_classes.append(".conv_seg." in name and found.shape[1:] == value.shape[1:])
+    if misfits and len(by_classes) == len(misfits) and all(by_classes):
+        raise CheckpointError(
+            f"the checkpoint's heads are for other classes than this model's: {misfits[0]}; set "
+            "num_classes of model.decode_head and model.auxiliary_head, and the dataset's classes"
+        )
     if misfits:
         raise CheckpointError(
             f"the checkpoint does not fit this model: {'; '.join(misfits[:4])}"
