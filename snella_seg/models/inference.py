@@ -67,8 +67,9 @@ def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
             by_classes.append(".conv_seg." in name and found.shape[1:] == value.shape[1:])
     if misfits and len(by_classes) == len(misfits) and all(by_classes):
         raise CheckpointError(
-            f"the checkpoint's heads are for other classes than this model's: {misfits[0]}; set "
-            "num_classes of model.decode_head and model.auxiliary_head, and the dataset's classes"
+            f"the checkpoint does not fit this model: {misfits[0]}, so its heads are for other "
+            "classes; set num_classes of model.decode_head and model.auxiliary_head, and the "
+            "dataset's classes"
         )
     if misfits:
         raise CheckpointError(
