@@ -43,8 +43,8 @@ _SIGNATURES = {
     "snella_merge": "piiiipiffp",
     "snella_again": "miiffpipipp",
     "snella_gradients": "miiffpppppp",
-    "snella_turn": "iipiiipi",
-    "snella_sample": "iipiipiiippi",
+    "snella_turn": "iipiiip",
+    "snella_sample": "iipiipiippi",
 }
 _TYPES = {
     "m": ctypes.POINTER(Matrix),

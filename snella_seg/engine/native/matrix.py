@@ -18,10 +18,10 @@ from ..columns import Columns
 from ..threshold_search import Bracket, ThresholdSearch
 from .library import Matrix
 from .sampled import Entries
-from .strips import STRIP, run, strips_of
+from .strips import LANES, STRIP, run, strips_of
 
-#: Floats of a vector and strips that are summed together, as in ``distance.c``.
-LANES, PAIR = 16, 2
+#: Strips that are summed together, as in ``distance.c``.
+PAIR = 2
 PLAIN, MIXED, CENTRED = range(3)
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .strips import run, strips_of
+from .strips import LANES, STRIP, run, strips_of
 
 #: Share of entries above which the whole product is the faster.
 DENSEST = 0.35
-#: Tokens are padded to a multiple of this, ``CHUNK`` of ``sampled.c``.
-CHUNK = 96
+#: Rows of the product that are made together, as in ``sampled.c``.
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ def sampled_product(
     """
     (tokens, outs), columns = left.shape, right.shape[1]
     left, right = (t if t.stride(1) == 1 else t.contiguous() for t in (left, right))
-    padded = -(-tokens // CHUNK) * CHUNK
-    turned = left.new_empty(outs, padded)
-    turning = (left, left.stride(0), tokens, outs, turned, padded)
-    run("snella_turn", (), strips_of(outs), outs * tokens, *turning)
+    strips, weights = strips_of(columns), outs * columns
+    turned = right.new_empty(strips * STRIP * -(-tokens // LANES) * LANES)
+    turning = (right, right.stride(0), tokens, columns, turned)
+    run("snella_turn", (), strips, columns * tokens, *turning)
     out = left.new_empty(outs, columns) if out is None else out
-    operands = (turned, padded, outs, right, right.stride(0), tokens, columns)
-    result = (wanted.masks, out, out.stride(0))
-    run("snella_sample", (), strips_of(columns), outs * columns, *operands, *result)
+    operands = (left, left.stride(0), outs, turned, tokens, columns)
+    run("snella_sample", (), -(-outs // BLOCK), weights, *operands, wanted.masks, out, out.stride(0))
     return out
