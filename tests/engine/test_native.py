@@ -74,7 +74,7 @@ def test_gradients_against_double_precision(rule):
     plain = tuple(p.detach() for p in params)
     state = write_delta(plain, rule, 0.8, Bracket(), out)
     matrix = NativeMatrix(plain, rule, state)
-    matrix.differentiate(matrix.write(slice(0, 64), None, None, 1.0), lambda *_: grad, 1.0)
+    matrix.again(slice(0, 64), None, None, 1.0, lambda *_: grad)
     wide = tuple(p.detach().double().requires_grad_() for p in params)
     delta, _ = rule(wide, 0.8)
     right = torch.autograd.grad(delta, wide, grad.double())
@@ -104,12 +104,11 @@ def write_and_again(params, rule):
     matrix, parts = NativeMatrix(plain, rule, state), (slice(0, 352), slice(352, 600))
     for part in parts:
         again = torch.empty_like(out[:, part])
-        made = matrix.write(part, again, None, 1.0)
+        matrix.again(part, again, None, 1.0, lambda *_, part=part: out[:, part].cos())
         assert torch.equal(again, out[:, part])
-        matrix.differentiate(made, lambda *_, part=part: out[:, part].cos(), 1.0)
     some = torch.tensor([3, 64, 65, 599])
     again = torch.empty(130, 4)
-    matrix.write(some, again, None, 1.0)
+    matrix.again(some, again, None, 1.0, None)
     assert torch.equal(again, out[:, some])
     return out, *matrix.gradients((True,) * len(params))
 

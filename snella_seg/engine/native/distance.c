@@ -320,59 +320,27 @@ LINE masked(const float *k, const float *base, float *restrict to, float thresho
         }
 }
 
-/* From K in `to` (outs, columns) to base + scale * delta, in place, strips begin:end.
- * active (columns,) gets 1 where a column has an entry that takes part. */
+/* From K in `to` (outs, columns) to base + scale * delta, in place, strips begin:end. Per strip and
+ * output a bit for each column whose entry takes part, masks (strips, outs); per strip how many
+ * there are. */
 int snella_merge(float *to, int64_t outs, int64_t columns, int64_t begin, int64_t end,
                  const float *base, int64_t base_stride, float threshold, float scale,
-                 uint8_t *active) {
+                 uint64_t *masks, int64_t *counts) {
     for (int64_t index = begin; index < end; index++) {
         int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
         float k[STRIP], w[STRIP], out[STRIP];
-        int32_t any[STRIP];
-        EACH any[j] = 0;
+        counts[index] = 0;
         for (int64_t row = 0; row < outs; row++) {
             float *at = to + row * columns + first;
             load(k, at, count);
             if (base) load(w, base + row * base_stride + first, count);
             masked(k, base ? w : NULL, out, threshold, scale);
             store(at, out, count);
-            EACH any[j] |= !(fabsf(k[j]) <= threshold);
-        }
-        for (int64_t j = 0; j < count; j++) active[first + j] = any[j] != 0;
-    }
-    return 0;
-}
-
-/* Make K again: to = base + scale * delta, (outs, columns); base may be NULL.
- * Per strip and output a bit for each column whose entry takes part, masks (strips, outs), and per
- * strip how many there are. */
-int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
-                 const float *base, int64_t base_stride, float *to, int64_t stride,
-                 uint64_t *masks, int64_t *counts) {
-    float *room = malloc(4 * strip_size(m));
-    float d[m->heads * ROWS * STRIP];
-    if (!room) return 1;
-    strip s;
-    start(&s, m, room);
-    for (int64_t index = begin; index < end; index++) {
-        float dense[STRIP], soft[STRIP], w[STRIP], out[STRIP];
-        move(&s, index, 1);
-        counts[index] = 0;
-        for (int64_t row = 0; row < m->outs; row += ROWS) {
-            distances(&s, row, d);
-            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++) {
-                difference(m, d + r * STRIP, dense);
-                dense_line(&s, row + r, dense, soft);
-                if (base) load(w, base + (row + r) * base_stride + s.first, s.count);
-                masked(dense, base ? w : NULL, out, threshold, scale);
-                store(to + (row + r) * stride + s.first, out, s.count);
-                uint64_t bits = above(dense, threshold) & (~(uint64_t)0 >> (STRIP - s.count));
-                masks[index * m->outs + row + r] = bits;
-                counts[index] += __builtin_popcountll(bits);
-            }
+            uint64_t bits = above(k, threshold) & (~(uint64_t)0 >> (STRIP - count));
+            masks[index * outs + row] = bits;
+            counts[index] += __builtin_popcountll(bits);
         }
     }
-    free(room);
     return 0;
 }
 
@@ -405,54 +373,62 @@ static __attribute__((noinline)) void steps(const strip *s, int64_t h, int64_t r
     }
 }
 
-/* Gradients of the loss by factors and scalars, given that by the merged weight (outs, columns).
- * begin and end count pairs of strips. by_p: (heads, columns, width), is added to. Per pair: by_q
- * (pairs, heads, outs, padded). Per strip:
- * sums (strips, 3): the gradients by beta, by alpha, and by gamma times -gamma^2 / alpha; CENTRED:
- * left (strips, outs), sums over columns of the gradient by K. by_p and by_q lack a factor scale^2.
- * Where `grad` is NULL, the gradient by the distances' sum is means (outs,) in every column. */
-int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
-                     const float *grad, const float *means, float *by_p, float *by_q,
-                     double *sums, float *left) {
-    int64_t w = padded_width(m), lines = m->heads * ROWS * STRIP;
-    int64_t blocks = (m->outs + ROWS - 1) / ROWS;
+/* What is kept of ROWS outputs of a strip: their distances, then the gradient by K. */
+static int64_t kept_size(const matrix *m) { return (m->heads + 1) * ROWS * STRIP; }
+
+/* Make K again: to = base + scale * delta, (outs, columns), where `to` is given; base may be NULL.
+ * With `grad`, the gradient of the loss by that, which may lie where `to` does: the gradients by
+ * factors and scalars. begin and end count pairs of strips. by_p: (heads, columns, width), is added
+ * to. Per pair: by_q (pairs, heads, outs, padded). Per strip: sums (strips, 3): the gradients by
+ * beta, by alpha, and by gamma times -gamma^2 / alpha; CENTRED: left (strips, outs), sums over
+ * columns of the gradient by K. by_p and by_q lack a factor scale^2. With `means` (outs,) instead,
+ * these are the gradient by the distances' sum in every column. */
+int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
+                 const float *base, int64_t base_stride, float *to, int64_t stride,
+                 const float *grad, int64_t grad_stride, const float *means, float *by_p,
+                 float *by_q, double *sums, float *left) {
+    int64_t w = padded_width(m), size = kept_size(m), blocks = (m->outs + ROWS - 1) / ROWS;
+    int64_t strips = (m->columns + STRIP - 1) / STRIP;
     float *room = malloc(4 * strip_size(m)), *near = malloc(4 * m->heads * STRIP * w);
-    float *kept = grad ? malloc(4 * (lines + ROWS * STRIP) * blocks) : NULL;
-    float d[lines], ratios[lines];
-    if (!room || !near || (grad && !kept)) { free(room); free(near); free(kept); return 1; }
+    float *kept = malloc(4 * size * (grad ? blocks : 1)), ratios[m->heads * ROWS * STRIP];
+    if (!room || !near || !kept) { free(room); free(near); free(kept); return 1; }
     strip s;
     start(&s, m, room);
-    int64_t strips = (m->columns + STRIP - 1) / STRIP;
     for (int64_t index = PAIR * begin; index < PAIR * end && index < strips; index++) {
         float dense[STRIP], soft[STRIP], g[STRIP], inner[STRIP], plain[STRIP], along[STRIP];
+        float sum[STRIP], out[STRIP];
         float *q_here = by_q + index / PAIR * m->heads * m->outs * w;
         move(&s, index, 1);
         EACH inner[j] = plain[j] = along[j] = 0;
-        memset(near, 0, 4 * m->heads * STRIP * w);
-        if (index % PAIR == 0) memset(q_here, 0, 4 * m->heads * m->outs * w);
-        for (int64_t row = 0; grad && row < m->outs; row += ROWS) {
-            float *there = kept + row / ROWS * (lines + ROWS * STRIP), *out = there + lines;
+        for (int64_t row = 0; (to || grad) && row < m->outs; row += ROWS) {
+            float *there = kept + (grad ? row / ROWS * size : 0);
+            float *by_k = there + m->heads * ROWS * STRIP;
             distances(&s, row, there);
-            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, out += STRIP) {
+            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, by_k += STRIP) {
                 difference(m, there + r * STRIP, dense);
                 dense_line(&s, row + r, dense, soft);
-                load(g, grad + (row + r) * m->columns + s.first, s.count);
+                if (grad) load(g, grad + (row + r) * grad_stride + s.first, s.count);
+                if (to) {
+                    if (base) load(sum, base + (row + r) * base_stride + s.first, s.count);
+                    masked(dense, base ? sum : NULL, out, threshold, scale);
+                    store(to + (row + r) * stride + s.first, out, s.count);
+                }
+                if (!grad) continue;
                 EACH {
                     float size = fabsf(dense[j]);
-                    g[j] = size <= threshold ? 0.0f : g[j] * (size * scale);
+                    by_k[j] = g[j] = size <= threshold ? 0.0f : g[j] * (size * scale);
                 }
-                EACH out[j] = g[j];
                 EACH plain[j] += g[j];
                 if (m->kind == MIXED) EACH inner[j] += g[j] * soft[j];
             }
         }
+        if (!grad && !means) continue;
+        memset(near, 0, 4 * m->heads * STRIP * w);
+        if (index % PAIR == 0) memset(q_here, 0, 4 * m->heads * m->outs * w);
         if (m->kind == CENTRED) EACH inner[j] = plain[j] / (float)m->outs;
         for (int64_t row = 0; row < m->outs; row += ROWS) {
-            const float *from = d, *there = grad ? kept + row / ROWS * (lines + ROWS * STRIP) : NULL;
-            if (grad)
-                from = there;
-            else
-                distances(&s, row, d);
+            float *there = kept + (grad ? row / ROWS * size : 0);
+            if (!grad) distances(&s, row, there);
             for (int64_t r = 0; r < ROWS; r++) {
                 if (row + r >= m->outs) {
                     for (int64_t h = 0; h < m->heads; h++)
@@ -463,12 +439,11 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
                     float mean = means[row + r];
                     EACH g[j] = j < s.count ? mean : 0.0f;
                 } else {
-                    memcpy(g, there + lines + r * STRIP, sizeof g);
+                    memcpy(g, there + (m->heads * ROWS + r) * STRIP, sizeof g);
                 }
                 if (grad && m->kind == MIXED) {
                     float slope = m->alpha / m->gamma;
-                    float sum[STRIP];
-                    difference(m, from + r * STRIP, sum);
+                    difference(m, there + r * STRIP, sum);
                     memcpy(dense, sum, sizeof sum);
                     dense_line(&s, row + r, dense, soft);
                     EACH soft[j] *= g[j] - inner[j];
@@ -479,7 +454,7 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
                     left[index * m->outs + row + r] = line_sum(g);
                 }
                 for (int64_t h = 0; h < m->heads; h++) {
-                    const float *distance = from + (h * ROWS + r) * STRIP;
+                    const float *distance = there + (h * ROWS + r) * STRIP;
                     float *ratio = ratios + (h * ROWS + r) * STRIP, sign = h & 1 ? -1.0f : 1.0f;
                     EACH ratio[j] = distance[j] == 0.0f ? 0.0f : sign * g[j] / distance[j];
                 }
@@ -489,9 +464,10 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
         }
         for (int64_t h = 0; h < m->heads; h++)
             for (int64_t j = 0; j < s.count; j++) {
-                float *to = by_p + (h * m->columns + s.first + j) * m->width;
-                for (int64_t k = 0; k < m->width; k++) to[k] += near[(h * STRIP + j) * w + k];
+                float *to_p = by_p + (h * m->columns + s.first + j) * m->width;
+                for (int64_t k = 0; k < m->width; k++) to_p[k] += near[(h * STRIP + j) * w + k];
             }
+        if (!grad) continue;
         sums[3 * index] = total(plain, s.count);
         sums[3 * index + 1] = total(inner, s.count);
         sums[3 * index + 2] = total(along, s.count);

@@ -40,9 +40,8 @@ class Matrix(ctypes.Structure):
 _SIGNATURES = {
     "snella_dense": "miipp",
     "snella_look": "piiiipffppip",
-    "snella_merge": "piiiipiffp",
-    "snella_again": "miiffpipipp",
-    "snella_gradients": "miiffpppppp",
+    "snella_merge": "piiiipiffpp",
+    "snella_again": "miiffpipipippppp",
     "snella_turn": "iipiiip",
     "snella_sample": "iipiipiippi",
 }
