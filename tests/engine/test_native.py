@@ -128,6 +128,25 @@ def test_the_threshold_is_exact_step_after_step(rule):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
+@pytest.mark.parametrize("base", [None, torch.arange(70 * 150.0).view(70, 150).cos()])
+def test_what_is_written_ahead_of_the_threshold_is_the_same(rule, base):
+    """The bracket may be unknown, right, at the edge, wide or wrong: no bit depends on it."""
+    params = tuple(p.detach() for p in params_of(rule, 70, 150))
+    out = torch.empty(70, 150)
+    state = write_delta(params, rule, 0.8, Bracket(), out, base, 0.5)
+    right = float(state[0])
+    for expected, width in ((right, 1e-3), (right, 0.02), (right / 1.001, 1e-3), (right * 3, 0.02)):
+        found = torch.empty(70, 150)
+        bracket = Bracket(expected, 1.0, width)
+        again = write_delta(params, rule, 0.8, bracket, found, base, 0.5)
+        assert torch.equal(found, out) and bracket.threshold == right
+        for ours, theirs in zip(again, state, strict=True):
+            assert (ours is None and theirs is None) or torch.equal(
+                ours.view(torch.int32), theirs.view(torch.int32)
+            )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_nan_is_passed_on(rule):
     params = tuple(p.detach().clone() for p in params_of(rule, 20, 70))
     params[0][0, 5, 3] = torch.nan

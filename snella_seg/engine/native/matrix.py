@@ -15,7 +15,7 @@ from ...functional.sparsify import get_sparsifier, weighted_factor
 from .. import columns as cut
 from ..columns import Columns, Product
 from ..threshold_search import Bracket, ThresholdSearch
-from .library import Matrix
+from .library import Guess, Matrix
 from .sampled import DENSEST, Entries
 from .strips import LANES, STRIP, run, strips_of
 
@@ -82,36 +82,84 @@ class NativeMatrix:
         matrix.by_column = (shown[0], shown[1])
         return matrix, count, [p, *parts]
 
-    def write_dense(self, out: Tensor, search: ThresholdSearch) -> Tensor:
-        """Write K into ``out`` and let ``search`` see it; return the sum of squares, 0-dim."""
+    def write_ahead(
+        self, out: Tensor, base: Tensor | None, scale: float, search: ThresholdSearch
+    ) -> tuple[Tensor, Tensor] | None:
+        """Write ``base + scale * delta`` into ``out`` before the threshold is known, by where it is
+        expected, and put the few right that lie there.
+
+        Returns:
+            The threshold (0-dim) and which entries take part, (strips, out), or None: it lies
+            elsewhere, nothing of ``out`` is right.
+        """
         outs, ins = self.shape
-        size, strips, sums = outs * ins, strips_of(ins), None
-        if self.kind != PLAIN:
-            self.first = out.new_empty(ins)
-        if self.kind == MIXED:
-            self.second = out.new_empty(ins)
-        if self.kind == CENTRED:
-            sums = out.new_empty(strips, outs)
-        matrix, _, kept = self._matrix(slice(0, ins))
-        run("snella_dense", (matrix,), strips, size, out, sums)
-        _, self.first, self.second = kept
-        self.means = None if sums is None else _in_order(sums) / ins
-        low, high = search.range or (0.0, 0.0)
-        capacity = STRIP * outs // 8
+        strips, capacity = strips_of(ins), self._capacity
+        masks = torch.empty(strips, outs, dtype=torch.int64)
         counts = torch.empty(strips, 3, dtype=torch.int64)
-        inside = out.new_empty(strips, capacity)
+        values = out.new_empty(strips, capacity)
+        places = torch.empty(strips, capacity, dtype=torch.int32)
+        start, stride = (None, 0) if base is None else (base.data_ptr(), base.stride(0))
+        seen = (t.data_ptr() for t in (counts, values, places, masks))
+        low, high = search.range or (0.0, 0.0)
+        guess = Guess(low, high, scale, start, stride, capacity, *seen)
+        self._dense(out, None, guess)
+        if not _collected(search, counts, values):
+            return None
+        threshold = search.selected()
+        if threshold is not None:
+            run("snella_settle", (guess, outs, ins), strips, out.numel(), float(threshold), out)
+        return None if threshold is None else (threshold, masks)
+
+    def _dense(self, out: Tensor, sums: Tensor | None, guess: Guess | None) -> None:
+        """Write K, or with a guess the merged weight; and what columns have in common."""
+        ins = self.shape[1]
+        self.first = None if self.kind == PLAIN else out.new_empty(ins)
+        self.second = out.new_empty(ins) if self.kind == MIXED else None
+        matrix, _, kept = self._matrix(slice(0, ins))
+        run("snella_dense", (matrix,), strips_of(ins), out.numel(), out, sums, guess)
+        _, self.first, self.second = kept
+
+    @property
+    def _capacity(self) -> int:
+        """How many entries of a strip may be collected."""
+        return STRIP * self.shape[0] // 8
+
+    def write_dense(self, out: Tensor) -> None:
+        """Write K into ``out``, but for a centred kernel's means over inputs."""
+        outs, ins = self.shape
+        sums = out.new_empty(strips_of(ins), outs) if self.kind == CENTRED else None
+        self._dense(out, sums, None)
+        self.means = None if sums is None else _in_order(sums) / ins
+
+    def show(self, out: Tensor, search: ThresholdSearch) -> Tensor:
+        """Let ``search`` see K, of what :meth:`write_dense` wrote; return the sum of squares."""
+        outs, ins = self.shape
+        strips, (low, high) = strips_of(ins), search.range or (0.0, 0.0)
+        counts = torch.empty(strips, 3, dtype=torch.int64)
+        inside = out.new_empty(strips, self._capacity)
         squares = out.new_empty(strips, dtype=torch.float64)
-        given = (self.means, low, high, counts, inside, capacity, squares)
-        run("snella_look", (out.data_ptr(), outs, ins), strips, size, *given)
+        given = (self.means, low, high, counts, inside, self._capacity, squares)
+        run("snella_look", (out.data_ptr(), outs, ins), strips, out.numel(), *given)
         if search.range is not None:
-            found = counts[:, 2].tolist()
-            if max(found) <= capacity:
-                values = [part[:n] for part, n in zip(inside, found, strict=True)]
-                search.add_counted(torch.cat(values), *counts[:, :2].sum(0).tolist())
-        else:
-            for rows in out.split(max(1, cut.TILE // ins)):
-                search.add(rows)
+            _collected(search, counts, inside)
         return squares.sum()
+
+    def merge(
+        self,
+        out: Tensor,
+        means: Tensor | None,
+        base: Tensor | None,
+        threshold: float,
+        scale: float,
+    ) -> Tensor:
+        """Make ``base + scale * delta`` of K less its means over inputs (out,), in place; return
+        which entries take part."""
+        outs, ins = self.shape
+        masks = torch.empty(strips_of(ins), outs, dtype=torch.int64)
+        start = (means, base, 0 if base is None else base.stride(0))
+        before = (out.data_ptr(), outs, ins)
+        run("snella_merge", before, len(masks), out.numel(), *start, threshold, scale, masks)
+        return masks
 
     def again(
         self,
@@ -212,24 +260,44 @@ def write_delta(
         None, all (in,); its means over inputs (out,); and, where the delta is sparse, which
         entries take part: a bit each, in the guise of floats (strips, 2 out).
     """
-    matrix = NativeMatrix(params, rule)
+    matrix, unit = NativeMatrix(params, rule), None
     search = ThresholdSearch(out.numel(), sparsity, bracket)
-    squares = matrix.write_dense(out, search)
-    unit = None
-    if get_sparsifier(rule.sparsifier).relative:
-        unit = (squares / out.numel()).sqrt().to(out.dtype)
-        unit = unit.clamp_min(torch.finfo(out.dtype).tiny)
-        scale = scale / float(unit)
-    threshold = search.finish(out)
+    relative = get_sparsifier(rule.sparsifier).relative
     base = base if base is None or base.stride(1) == 1 else base.contiguous()
-    before, strips = (out.data_ptr(), *out.shape), strips_of(out.shape[1])
-    masks = torch.empty(strips, len(out), dtype=torch.int64)
-    counts = torch.empty(strips, dtype=torch.int64)
-    given = (base, 0 if base is None else base.stride(0), float(threshold), scale, masks, counts)
-    run("snella_merge", before, strips, out.numel(), *given)
-    sparse = int(counts.sum()) <= DENSEST * out.numel()
-    kept = masks.view(torch.float32) if sparse else None
+    ahead = None
+    if search.range is not None and not relative and matrix.kind != CENTRED:
+        ahead = matrix.write_ahead(out, base, scale, search)
+        search = ThresholdSearch(out.numel(), sparsity, bracket)
+    if ahead is not None:
+        threshold, masks = ahead
+    else:
+        matrix.write_dense(out)
+        squares = matrix.show(out, search)
+        if relative:
+            unit = (squares / out.numel()).sqrt().to(out.dtype)
+            unit = unit.clamp_min(torch.finfo(out.dtype).tiny)
+            scale = scale / float(unit)
+        means, found = matrix.means, search.selected()
+        if found is None:
+            if means is not None:
+                out -= means[:, None]
+                means = None
+            for rows in out.split(max(1, cut.TILE // out.shape[1])) if search.range is None else ():
+                search.add(rows)
+            found = search.finish(out)
+        threshold, masks = found, matrix.merge(out, means, base, float(found), scale)
+    kept = masks.view(torch.float32) if 1 - sparsity <= DENSEST else None
     return threshold, _active(masks, out), unit, matrix.first, matrix.second, matrix.means, kept
+
+
+def _collected(search: ThresholdSearch, counts: Tensor, values: Tensor) -> bool:
+    """Let a search see what was counted and collected, unless there was no room for all of it."""
+    found = counts[:, 2].tolist()
+    if max(found) > values.shape[1]:
+        return False
+    parts = [part[:n] for part, n in zip(values, found, strict=True)]
+    search.add_counted(torch.cat(parts), *counts[:, :2].sum(0).tolist())
+    return True
 
 
 def _active(masks: Tensor, out: Tensor) -> Tensor | None:
