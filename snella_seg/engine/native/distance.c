@@ -216,13 +216,21 @@ static float line_sum(const float *line) { /* of a whole line, in a fixed order 
 }
 
 /* A bit for each of `count` values of a line that is not at most `threshold` in size. */
-static uint64_t above(const float *k, float threshold, int64_t count) {
+static inline uint64_t above(const float *k, float threshold, int64_t count) {
+    uint64_t bits = 0;
+#ifdef __AVX512F__
+    for (int v = 0; v < VECTORS; v++) {
+        __m512 size = _mm512_abs_ps(_mm512_loadu_ps(k + v * LANES)), limit = _mm512_set1_ps(threshold);
+        bits |= (uint64_t)_mm512_cmp_ps_mask(size, limit, _CMP_NLE_UQ) << v * LANES;
+    }
+#else
     uint8_t over[STRIP];
-    uint64_t eight[STRIP / 8], bits = 0;
+    uint64_t eight[STRIP / 8];
     EACH over[j] = !(fabsf(k[j]) <= threshold);
     memcpy(eight, over, sizeof eight);
     for (int n = 0; n < STRIP / 8; n++) /* the product gathers eight bytes of 0 or 1 in its highest */
         bits |= (eight[n] * 0x0102040810204080) >> 56 << 8 * n;
+#endif
     return bits & (~(uint64_t)0 >> (STRIP - count));
 }
 
@@ -245,39 +253,24 @@ static __attribute__((noinline)) void masked(const float *k, const float *base, 
  * at most `high`, and those between, of which `capacity` are collected, with their places. */
 typedef struct {
     float low, high;
-    int64_t capacity, found;
+    int64_t capacity;
     float *values;
     int32_t *places; /* row times STRIP, and column; may be NULL */
-    int32_t below[STRIP], upto[STRIP];
+    int64_t *counts; /* at most low, at most high, between */
 } view;
 
-LINE look(view *v, const float *k, int64_t row, int64_t count) {
-    uint8_t between[STRIP];
-    uint64_t eight[STRIP / 8];
-    float size[STRIP];
-    EACH size[j] = fabsf(k[j]);
-    EACH v->below[j] += size[j] <= v->low;
-    EACH v->upto[j] += size[j] <= v->high;
-    EACH between[j] = (size[j] > v->low) & (size[j] <= v->high);
-    memcpy(eight, between, sizeof eight);
-    for (int n = 0; n < STRIP / 8; n++)
-        for (int j = 8 * n; eight[n] && j < 8 * n + 8 && j < count; j++)
-            if (between[j]) {
-                if (v->found < v->capacity) {
-                    v->values[v->found] = k[j];
-                    if (v->places) v->places[v->found] = (int32_t)(row * STRIP + j);
-                }
-                v->found++;
-            }
-}
-
-static void counted(const view *v, int64_t count, int64_t *to) {
-    to[0] = to[1] = 0;
-    to[2] = v->found;
-    for (int64_t j = 0; j < count; j++) {
-        to[0] += v->below[j];
-        to[1] += v->upto[j];
+/* Look at a line; a bit for each of its values that is not at most `high`. */
+static inline uint64_t look(const view *v, const float *k, int64_t row, int64_t count) {
+    uint64_t over = above(k, v->high, count), between = above(k, v->low, count) & ~over;
+    v->counts[1] += count - __builtin_popcountll(over);
+    v->counts[0] += count - __builtin_popcountll(over | between);
+    for (; between; between &= between - 1) {
+        int64_t j = __builtin_ctzll(between), found = v->counts[2]++;
+        if (found >= v->capacity) continue;
+        v->values[found] = k[j];
+        if (v->places) v->places[found] = (int32_t)(row * STRIP + j);
     }
+    return over;
 }
 
 /* With what a delta is written before its threshold is known; mirrored in library.py. */
@@ -330,11 +323,10 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
         EACH second[j] = 1.0f / second[j];
         view seen = {0};
         if (ahead) {
-            seen.low = ahead->low;
-            seen.high = ahead->high;
-            seen.capacity = ahead->capacity;
-            seen.values = ahead->values + index * ahead->capacity;
-            seen.places = ahead->places + index * ahead->capacity;
+            int64_t from = index * ahead->capacity, *counts = ahead->counts + 3 * index;
+            memset(counts, 0, 3 * sizeof *counts);
+            seen = (view){ahead->low, ahead->high, ahead->capacity, ahead->values + from,
+                          ahead->places + from, counts};
         }
         for (int64_t row = 0; row < m->outs; row++) {
             float *out = all + row * STRIP;
@@ -346,15 +338,13 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
             }
             if (ahead) {
                 const float *base = ahead->base;
-                look(&seen, out, row, s.count);
-                ahead->masks[index * m->outs + row] = above(out, seen.high, s.count);
+                ahead->masks[index * m->outs + row] = look(&seen, out, row, s.count);
                 if (base) load(line, base + row * ahead->base_stride + s.first, s.count);
                 masked(out, base ? line : NULL, soft, seen.high, ahead->scale);
                 out = soft;
             }
             store(to + row * m->columns + s.first, out, s.count);
         }
-        if (ahead) counted(&seen, s.count, ahead->counts + 3 * index);
         if (m->by_column[0]) memcpy(m->by_column[0] + s.first, first, 4 * s.count);
         if (m->by_column[1]) memcpy(m->by_column[1] + s.first, second, 4 * s.count);
     }
@@ -399,9 +389,10 @@ int snella_look(const float *k, int64_t outs, int64_t columns, int64_t begin, in
                 int64_t capacity, double *squares) {
     for (int64_t index = begin; index < end; index++) {
         int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
-        view seen = {low, high, capacity, 0, inside + index * capacity, NULL, {0}, {0}};
+        view seen = {low, high, capacity, inside + index * capacity, NULL, counts + 3 * index};
         float line[STRIP], sum[STRIP];
         double size = 0;
+        memset(seen.counts, 0, 3 * sizeof *seen.counts);
         EACH sum[j] = 0;
         for (int64_t row = 0; row < outs; row++) {
             float mean = means ? means[row] : 0.0f;
@@ -414,7 +405,6 @@ int snella_look(const float *k, int64_t outs, int64_t columns, int64_t begin, in
                 EACH sum[j] = 0;
             }
         }
-        counted(&seen, count, counts + 3 * index);
         squares[index] = size;
     }
     return 0;
