@@ -22,7 +22,7 @@ def column_tiles(out_features: int, in_features: int, wider: int = 1) -> list[sl
     """Cut the columns of a matrix into tiles of about ``TILE`` weights, near equal in width."""
     widest = wider * max(MIN_COLUMNS, TILE // out_features)
     count = max(1, math.ceil(in_features / widest))
-    width = 32 * math.ceil(in_features / count / 32)
+    width = 64 * math.ceil(in_features / count / 64)
     return [slice(i, min(i + width, in_features)) for i in range(0, in_features, width)]
 
 
@@ -60,3 +60,18 @@ class Tiles(Protocol):
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The sums as gradients of ``params``, in their dtypes; None where not needed."""
+
+
+class Product(Protocol):
+    """The gradient by some columns of a merged weight, (out, columns)."""
+
+    def __call__(
+        self,
+        columns: Columns,
+        factor: Tensor | None,
+        wanted: Any = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Times ``factor`` (out, columns); or without one, where only entries that are ``wanted``
+        (:class:`~snella_seg.engine.native.Entries`) are looked at. ``out`` may receive it if it has
+        the shape."""

@@ -8,6 +8,7 @@ they do not compile, or differ, the plain form is used.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..functional import DeltaRule
 from ..functional.kernels import get_kernel
 from . import native, triton_delta
+from .columns import Columns
 from .threshold_search import Bracket
 
 #: Shapes (out, in) that are looked at: several tiles with rests, and less than one tile.
@@ -69,13 +71,14 @@ def _native_backward(
     base: Tensor,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     out, matrix = torch.empty_like(base), native.NativeMatrix(params, rule, state)
-    made = matrix.write(slice(0, base.shape[1]), out, base, 1.0)
 
-    def product(columns: slice, factor: None, wanted: native.Entries, room: None) -> Tensor:
+    def product(
+        columns: Columns, factor: Tensor | None, wanted: Any = None, out: Tensor | None = None
+    ) -> Tensor:
         """The gradient as a product, with the unit matrix."""
-        return native.sampled_product(grad.T, torch.eye(grad.shape[1])[:, columns], wanted)
+        return native.sampled_product(grad.T, torch.eye(grad.shape[1])[:, columns], wanted, out)
 
-    matrix.differentiate(made, product, 1.0)
+    matrix.again(slice(0, base.shape[1]), out, base, 1.0, product)
     return out, matrix.gradients((True,) * len(params))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import columns as cut
 from . import native, tiles, triton_delta, whole_delta
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
-from .columns import Columns
+from .columns import Columns, Product
 from .matmul import matmul, matmul_into, transposed_matmul
 from .native import Entries, NativeMatrix
 from .tiles import State
@@ -174,14 +174,8 @@ def _backward_tiled(
         for entry, kind in zip(made, kinds, strict=True)
     ]
 
-    def differentiate(
-        entry: MadeBlock,
-        matrix: NativeMatrix | tiles.TiledMatrix,
-        again: Any,
-        room: Tensor | None = None,
-    ) -> None:
-        if any(entry.needs):
-            matrix.differentiate(again, partial(grad_delta, entry.block), scale, room)
+    def product_of(entry: MadeBlock) -> Product | None:
+        return partial(grad_delta, entry.block) if any(entry.needs) else None
 
     pairs = list(zip(made, matrices, strict=True))
     dense = [pair for pair in pairs if pair[0].active is None]
@@ -204,12 +198,10 @@ def _backward_tiled(
             part = None if merged is None or weight is None else weight[rows, columns]
             base = None if part is None else part.to(entry.block.working_dtype)
             out = None if merged is None else merged[rows]
-            again = matrix.write(columns, out, base, scale)
-            if merged is not None and use_merged is not None and entry is dense[-1][0]:
-                use_merged(columns, merged)
-                room, merged, out = merged if wider > 1 else None, None, None
-            differentiate(entry, matrix, again, None if merged is not None else room)
-            del again, out
+            matrix.again(columns, out, base, scale, product_of(entry))
+        if merged is not None and use_merged is not None:
+            use_merged(columns, merged)
+            room = merged if wider > 1 else None
     room = None
     for entry, matrix in pairs:
         if entry.active is None:
@@ -219,12 +211,9 @@ def _backward_tiled(
             delta = block.params[0].new_empty(
                 (block.stop - block.start, len(chosen)), dtype=block.working_dtype
             )
-            again = matrix.write(chosen, delta, None, scale)
+            matrix.again(chosen, delta, None, scale, product_of(entry))
             if use_sparse is not None:
                 use_sparse(block.rows, chosen, delta)
-            del delta
-            differentiate(entry, matrix, again)
-            del again
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
 
 

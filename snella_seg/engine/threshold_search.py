@@ -157,17 +157,26 @@ class ThresholdSearch:
         return None if found is None else (found.low, found.high)
 
     def add_counted(self, inside: Tensor, up_to_low: int, up_to_high: int) -> None:
-        """See the whole matrix at once: the magnitudes within :attr:`range`, and how many are at
-        most its ends."""
+        """See the whole matrix at once: what lies within :attr:`range`, and how many are at most
+        its ends."""
         assert self.selection is not None
-        self.selection.add_counted(inside.numpy(), up_to_low, up_to_high)
+        self.selection.add_counted(inside.abs().numpy(), up_to_low, up_to_high)
+
+    def selected(self) -> Tensor | None:
+        """The threshold by what was seen within :attr:`range`, or None where it lies outside."""
+        found = None if self.selection is None else self.selection.select(self.rank)
+        if found is not None:
+            self.bracket.move(float(found))
+        return found
 
     def finish(self, whole: Tensor) -> Tensor:
         """Return the threshold, a 0-dim tensor, given the matrix of all tiles."""
         if self.at_end and self.ends:
             return torch.from_numpy(self._end(np.stack(self.ends), keepdims=True))[0]
-        found = None if self.selection is None else self.selection.select(self.rank)
-        threshold = find_threshold(whole, self.sparsity) if found is None else found
+        found = self.selected()
+        if found is not None:
+            return found
+        threshold = find_threshold(whole, self.sparsity)
         if _numpy_can(whole):
             self.bracket.move(float(threshold))
         return threshold

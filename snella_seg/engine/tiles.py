@@ -8,7 +8,6 @@ through its non-zero entries only: backward leaves such columns out.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from ..functional.sparsify import (
 from . import columns as cut
 from .autograd_tiles import AutogradTiles
 from .centred_tiles import CentredTiles, write_centred
-from .columns import Columns, Tile, Tiles
+from .columns import Columns, Product, Tiles
 from .distance_tiles import DistanceTiles
 from .linear_tiles import LinearTiles
 from .matmul import matmul, transposed_matmul
@@ -144,20 +143,6 @@ def write_delta(
     return threshold, found if len(found) <= cut.GATHER * len(active) else None, unit, *centre
 
 
-class Product(Protocol):
-    """The gradient by some columns of a merged weight, (out, columns)."""
-
-    def __call__(
-        self,
-        columns: Columns,
-        factor: Tensor | None,
-        wanted: Entries | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Times ``factor`` (out, columns); or without one, where only entries that are ``wanted``
-        are looked at. ``out`` may receive it if it has the shape."""
-
-
 class TiledMatrix:
     """The delta of one matrix in backward: made again, and differentiated.
 
@@ -173,32 +158,26 @@ class TiledMatrix:
         self.threshold = 0.0 if threshold is None else float(threshold)
         self.unit = 1.0 if unit is None else float(unit)
 
-    def write(
-        self, columns: Columns, out: Tensor | None, base: Tensor | None, scale: float
-    ) -> tuple[Tile, Tensor]:
-        """Write ``base + scale * delta`` of some columns into ``out``, where that is given.
-
-        Returns:
-            What :meth:`differentiate` takes.
-        """
+    def again(
+        self,
+        columns: Columns,
+        out: Tensor | None,
+        base: Tensor | None,
+        scale: float,
+        product: Product | None,
+    ) -> None:
+        """Write ``base + scale * delta`` of some columns into ``out``, where that is given, and
+        take in its gradient, where ``product`` makes one."""
         tile = self.matrix.tile(columns)
         kept, factor = split_factor(tile.dense, self.threshold, self.sparsifier)
         through = gradient_factor(tile.dense, self.threshold, self.sparsifier)
+        scale = scale / self.unit
         if out is not None:
-            write_rows(out, base, kept, factor, scale / self.unit)
-        return tile, factor if through is None else through
-
-    def differentiate(
-        self,
-        made: tuple[Tile, Tensor],
-        product: Product,
-        scale: float,
-        room: Tensor | None = None,
-    ) -> None:
-        """Take in the gradient by what :meth:`write` wrote."""
-        tile, factor = made
-        grad, scale = product(tile.columns, factor), scale / self.unit
-        self.matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
+            write_rows(out, base, kept, factor, scale)
+        if product is not None:
+            del kept
+            grad = product(tile.columns, factor if through is None else through)
+            self.matrix.add_gradients(tile, grad if scale == 1.0 else grad.mul_(scale))
 
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The gradients of ``params``, in their dtypes; None where not needed."""
@@ -232,7 +211,7 @@ def product_of_entries(
     shape = grad_y.shape[1], x.shape[1]
     if out is not None and (out.shape != shape or out.dtype != dtype):
         out = None
-    if wanted is not None and dtype == torch.float32 and can_sample(grad_y, x, wanted):
+    if wanted is not None and dtype == torch.float32 and can_sample(grad_y, x):
         return sampled_product(grad_y, x, wanted, out)
     if out is not None and x.dtype == dtype:
         return transposed_matmul(grad_y, x, out)

@@ -19,6 +19,7 @@ from ..engine.blocks import MadeBlock
 from ..engine.branch import Branch
 from ..engine.call import Call, flat, grouped
 from ..engine.low_rank import add_low_rank, is_low_rank
+from ..engine.native.strips import strips_of
 from ..engine.precision import merging_loses_deltas, product_dtype
 from ..engine.product import backward_product, forward_product
 from ..engine.sampling import TokenSample
@@ -153,8 +154,9 @@ def _call(layer: int, params: Sequence[Tensor], start: int, stop: int, weight: T
 
 
 def _length(rows: int, columns: int) -> int:
-    """What the states of a block of this shape need at most: two numbers, three means or sums."""
-    return 2 + rows + 2 * columns
+    """What the states of a block of this shape need at most: two numbers, three means or sums, and
+    a bit an entry."""
+    return 2 + rows + 2 * columns + 2 * rows * strips_of(columns)
 
 
 def _pack(

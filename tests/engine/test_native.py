@@ -74,7 +74,7 @@ def test_gradients_against_double_precision(rule):
     plain = tuple(p.detach() for p in params)
     state = write_delta(plain, rule, 0.8, Bracket(), out)
     matrix = NativeMatrix(plain, rule, state)
-    matrix.differentiate(matrix.write(slice(0, 64), None, None, 1.0), lambda *_: grad, 1.0)
+    matrix.again(slice(0, 64), None, None, 1.0, lambda *_: grad)
     wide = tuple(p.detach().double().requires_grad_() for p in params)
     delta, _ = rule(wide, 0.8)
     right = torch.autograd.grad(delta, wide, grad.double())
@@ -104,12 +104,11 @@ def write_and_again(params, rule):
     matrix, parts = NativeMatrix(plain, rule, state), (slice(0, 352), slice(352, 600))
     for part in parts:
         again = torch.empty_like(out[:, part])
-        made = matrix.write(part, again, None, 1.0)
+        matrix.again(part, again, None, 1.0, lambda *_, part=part: out[:, part].cos())
         assert torch.equal(again, out[:, part])
-        matrix.differentiate(made, lambda *_, part=part: out[:, part].cos(), 1.0)
     some = torch.tensor([3, 64, 65, 599])
     again = torch.empty(130, 4)
-    matrix.write(some, again, None, 1.0)
+    matrix.again(some, again, None, 1.0, None)
     assert torch.equal(again, out[:, some])
     return out, *matrix.gradients((True,) * len(params))
 
@@ -126,6 +125,25 @@ def test_the_threshold_is_exact_step_after_step(rule):
         assert (out == 0).sum() == (plain == 0).sum()
         dense = rule.dense(moved)
         torch.testing.assert_close(threshold, rule.threshold(dense, 0.8), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+@pytest.mark.parametrize("base", [None, torch.arange(70 * 150.0).view(70, 150).cos()])
+def test_what_is_written_ahead_of_the_threshold_is_the_same(rule, base):
+    """The bracket may be unknown, right, at the edge, wide or wrong: no bit depends on it."""
+    params = tuple(p.detach() for p in params_of(rule, 70, 150))
+    out = torch.empty(70, 150)
+    state = write_delta(params, rule, 0.8, Bracket(), out, base, 0.5)
+    right = float(state[0])
+    for expected, width in ((right, 1e-3), (right, 0.02), (right / 1.001, 1e-3), (right * 3, 0.02)):
+        found = torch.empty(70, 150)
+        bracket = Bracket(expected, 1.0, width)
+        again = write_delta(params, rule, 0.8, bracket, found, base, 0.5)
+        assert torch.equal(found, out) and bracket.threshold == right
+        for ours, theirs in zip(again, state, strict=True):
+            assert (ours is None and theirs is None) or torch.equal(
+                ours.view(torch.int32), theirs.view(torch.int32)
+            )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)

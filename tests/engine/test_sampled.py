@@ -17,7 +17,7 @@ def entries_of(wanted):
     padded = torch.zeros(outs, 64 * strips, dtype=torch.int64)
     padded[:, :columns] = wanted
     bits = padded.view(outs, strips, 64) << torch.arange(64)
-    return sampled.Entries(bits.sum(-1).T.contiguous(), (outs, columns), int(wanted.sum()))
+    return sampled.Entries(bits.sum(-1).T.contiguous(), columns)
 
 
 def operands(tokens, outs, columns):
@@ -56,13 +56,11 @@ def test_the_same_bits_whatever_the_threads_and_other_entries(monkeypatch):
     assert torch.equal(everything * wanted, alone)
 
 
-def test_dense_or_empty_products_are_made_whole():
+def test_empty_or_double_products_are_made_whole():
     left, right = operands(20, 10, 70)
-    sparse, dense = (entries_of(torch.arange(700).view(10, 70) % n == 0) for n in (5, 2))
-    assert sampled.can_sample(left, right, sparse)
-    assert not sampled.can_sample(left, right, dense)
-    assert not sampled.can_sample(left.double(), right.double(), sparse)
-    assert not sampled.can_sample(left[:0], right[:0], sparse)  # partial sums would not be begun
+    assert sampled.can_sample(left, right)
+    assert not sampled.can_sample(left.double(), right.double())
+    assert not sampled.can_sample(left[:0], right[:0])
 
 
 def test_nan_reaches_the_entries_it_belongs_to():
@@ -72,18 +70,18 @@ def test_nan_reaches_the_entries_it_belongs_to():
     assert found[2].isnan().all() and found.isnan().sum() == 70
 
 
-def test_backward_marks_the_entries_that_take_part():
+def test_forward_marks_the_entries_that_take_part():
     rule, params = DeltaRule(), [torch.randn(2, n, 16) for n in (150, 37)]
     params += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)]
-    out, base = torch.empty(37, 150), torch.zeros(37, 150)
-    state = native.write_delta(tuple(params), rule, 0.8, DeltaBlock(0, 1, rule, 0, ()).bracket, out)
-    matrix = native.NativeMatrix(tuple(params), rule, state)
-    for columns in (slice(0, 150), torch.tensor([3, 64, 149])):
-        again = torch.empty_like(out[:, columns])
-        _, entries = matrix.write(columns, again, base[:, columns], 1.0)
-        expected = entries_of(out[:, columns] != 0)
-        assert torch.equal(entries.masks, expected.masks)
-        assert (entries.shape, entries.count) == (expected.shape, expected.count)
+    out, bracket = torch.empty(37, 150), DeltaBlock(0, 1, rule, 0, ()).bracket
+    state = native.write_delta(tuple(params), rule, 0.8, bracket, out)
+    entries = native.NativeMatrix(tuple(params), rule, state).entries
+    assert torch.equal(entries.masks, entries_of(out != 0).masks)
+    for columns in (slice(0, 150), slice(64, 128), slice(30, 150), torch.tensor([3, 64, 149])):
+        expected, found = entries_of(out[:, columns] != 0), entries.of(columns)
+        assert torch.equal(found.masks, expected.masks) and found.columns == expected.columns
+    dense = native.write_delta(tuple(params), rule, 0.5, bracket, out)
+    assert native.NativeMatrix(tuple(params), rule, dense).entries is None
 
 
 @pytest.mark.parametrize("kernel", ["mixed", "centred"])

@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define STRIP 64  /* columns of a strip */
 #define LANES 16  /* floats of a vector; features of a factor are padded to a multiple */
@@ -84,6 +87,29 @@ static void move(strip *s, int64_t index, int common) {
         }
 }
 
+/* The root, and the inverse with 0 for that of 0, to about 1e-7; NaN stays NaN. */
+#ifdef __AVX512F__ /* by an estimate and a step of Newton's: a fourth of the time */
+static inline vec root(vec x) {
+    __mmask16 some = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    vec inverse = (vec)_mm512_maskz_rsqrt14_ps(some, (__m512)x), found = x * inverse;
+    return found + (inverse * 0.5f) * (x - found * found);
+}
+static inline vec inverse(vec x) {
+    __mmask16 some = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    vec found = (vec)_mm512_maskz_rcp14_ps(some, (__m512)x);
+    return found + found * (1.0f - x * found);
+}
+#else
+static inline vec root(vec x) {
+    for (int j = 0; j < LANES; j++) x[j] = sqrtf(x[j]);
+    return x;
+}
+static inline vec inverse(vec x) {
+    for (int j = 0; j < LANES; j++) x[j] = x[j] == 0.0f ? 0.0f : 1.0f / x[j];
+    return x;
+}
+#endif
+
 /* Distances of ROWS outputs from `row` on, (heads, ROWS, STRIP); rows beyond the last repeat it. */
 static __attribute__((noinline)) void distances(const strip *s, int64_t row, float *restrict to) {
     const matrix *m = s->m;
@@ -104,10 +130,9 @@ static __attribute__((noinline)) void distances(const strip *s, int64_t row, flo
                 }
             float *line = to + (h * ROWS + r) * STRIP;
             for (int v = 0; v < VECTORS; v++) {
-                *(vec *)(line + v * LANES) = sum[0][v];
-                *(vec *)(line + STRIP + v * LANES) = sum[1][v];
+                *(vec *)(line + v * LANES) = root(sum[0][v]) * m->scale;
+                *(vec *)(line + STRIP + v * LANES) = root(sum[1][v]) * m->scale;
             }
-            for (int j = 0; j < 2 * STRIP; j++) line[j] = sqrtf(line[j]) * m->scale;
         }
 }
 
@@ -190,10 +215,81 @@ static float line_sum(const float *line) { /* of a whole line, in a fixed order 
     return parts[0];
 }
 
+/* A bit for each of `count` values of a line that is not at most `threshold` in size. */
+static inline uint64_t above(const float *k, float threshold, int64_t count) {
+    uint64_t bits = 0;
+#ifdef __AVX512F__
+    for (int v = 0; v < VECTORS; v++) {
+        __m512 size = _mm512_abs_ps(_mm512_loadu_ps(k + v * LANES)), limit = _mm512_set1_ps(threshold);
+        bits |= (uint64_t)_mm512_cmp_ps_mask(size, limit, _CMP_NLE_UQ) << v * LANES;
+    }
+#else
+    uint8_t over[STRIP];
+    uint64_t eight[STRIP / 8];
+    EACH over[j] = !(fabsf(k[j]) <= threshold);
+    memcpy(eight, over, sizeof eight);
+    for (int n = 0; n < STRIP / 8; n++) /* the product gathers eight bytes of 0 or 1 in its highest */
+        bits |= (eight[n] * 0x0102040810204080) >> 56 << 8 * n;
+#endif
+    return bits & (~(uint64_t)0 >> (STRIP - count));
+}
+
+/* to = base + scale * k |k| where |k| > threshold, of a line; base may be NULL. */
+static __attribute__((noinline)) void masked(const float *k, const float *base, float *restrict to,
+                                             float threshold, float scale) {
+    if (base)
+        EACH {
+            float size = fabsf(k[j]);
+            to[j] = base[j] + (size <= threshold ? 0.0f : scale * (k[j] * size));
+        }
+    else
+        EACH {
+            float size = fabsf(k[j]);
+            to[j] = size <= threshold ? 0.0f : scale * (k[j] * size);
+        }
+}
+
+/* Where a threshold is expected, and what is seen of a strip: how many of |K| are at most `low` and
+ * at most `high`, and those between, of which `capacity` are collected, with their places. */
+typedef struct {
+    float low, high;
+    int64_t capacity;
+    float *values;
+    int32_t *places; /* row times STRIP, and column; may be NULL */
+    int64_t *counts; /* at most low, at most high, between */
+} view;
+
+/* Look at a line; a bit for each of its values that is not at most `high`. */
+static inline uint64_t look(const view *v, const float *k, int64_t row, int64_t count) {
+    uint64_t over = above(k, v->high, count), between = above(k, v->low, count) & ~over;
+    v->counts[1] += count - __builtin_popcountll(over);
+    v->counts[0] += count - __builtin_popcountll(over | between);
+    for (; between; between &= between - 1) {
+        int64_t j = __builtin_ctzll(between), found = v->counts[2]++;
+        if (found >= v->capacity) continue;
+        v->values[found] = k[j];
+        if (v->places) v->places[found] = (int32_t)(row * STRIP + j);
+    }
+    return over;
+}
+
+/* With what a delta is written before its threshold is known; mirrored in library.py. */
+typedef struct {
+    float low, high, scale;
+    const float *base; /* may be NULL */
+    int64_t base_stride, capacity;
+    int64_t *counts;   /* (strips, 3), as of snella_look */
+    float *values;     /* (strips, capacity) */
+    int32_t *places;
+    uint64_t *masks;   /* (strips, outs): who takes part, a bit each */
+} guess;
+
 /* Write K, (outs, columns), of a CENTRED kernel without its means over outputs alone; and what
  * columns have in common into by_column. MIXED: peak and 1 / sum. CENTRED: means over outputs, and
- * per strip sums (strips, outs) over columns of what is left. */
-int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *sums) {
+ * per strip sums (strips, outs) over columns of what is left. With a guess, write base + scale *
+ * delta for a threshold of `high` instead; what lies from `low` to that is for snella_settle. */
+int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *sums,
+                 const guess *ahead) {
     float *room = malloc(4 * strip_size(m)), *all = malloc(4 * STRIP * m->outs);
     float d[m->heads * ROWS * STRIP];
     if (!room || !all) { free(room); free(all); return 1; }
@@ -225,6 +321,13 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
             EACH second[j] += soft[j];
         }
         EACH second[j] = 1.0f / second[j];
+        view seen = {0};
+        if (ahead) {
+            int64_t from = index * ahead->capacity, *counts = ahead->counts + 3 * index;
+            memset(counts, 0, 3 * sizeof *counts);
+            seen = (view){ahead->low, ahead->high, ahead->capacity, ahead->values + from,
+                          ahead->places + from, counts};
+        }
         for (int64_t row = 0; row < m->outs; row++) {
             float *out = all + row * STRIP;
             if (m->kind == CENTRED) {
@@ -232,6 +335,13 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
                 sums[index * m->outs + row] = line_sum(out);
             } else {
                 dense_line(&s, row, out, soft);
+            }
+            if (ahead) {
+                const float *base = ahead->base;
+                ahead->masks[index * m->outs + row] = look(&seen, out, row, s.count);
+                if (base) load(line, base + row * ahead->base_stride + s.first, s.count);
+                masked(out, base ? line : NULL, soft, seen.high, ahead->scale);
+                out = soft;
             }
             store(to + row * m->columns + s.first, out, s.count);
         }
@@ -243,136 +353,82 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
     return 0;
 }
 
-/* Take the means over inputs, if any, out of K (outs, columns), in place. Of |K| count what is at
- * most `low` and at most `high`, and collect what lies between, at most `capacity` values a strip;
- * per strip the two counts and how many lie between, (strips, 3), and the sum of squares. */
-int snella_look(float *k, int64_t outs, int64_t columns, int64_t begin, int64_t end,
+/* Finish what snella_dense wrote into `to` (outs, columns) with a guess, now that the threshold is
+ * known: add those of the collected values that are above it. */
+int snella_settle(const guess *ahead, int64_t outs, int64_t columns, int64_t begin, int64_t end,
+                  float threshold, float *to) {
+    for (int64_t index = begin; index < end; index++) {
+        const float *values = ahead->values + index * ahead->capacity;
+        const int32_t *places = ahead->places + index * ahead->capacity;
+        for (int64_t from = 0, found = ahead->counts[3 * index + 2]; from < found; from += STRIP) {
+            int64_t some = found - from < STRIP ? found - from : STRIP;
+            float k[STRIP], w[STRIP], out[STRIP];
+            load(k, values + from, some);
+            for (int64_t n = 0; n < STRIP; n++) {
+                int64_t place = places[from + (n < some ? n : 0)];
+                int64_t row = place / STRIP, column = index * STRIP + place % STRIP;
+                w[n] = ahead->base ? ahead->base[row * ahead->base_stride + column] : 0.0f;
+            }
+            masked(k, ahead->base ? w : NULL, out, threshold, ahead->scale);
+            for (int64_t n = 0; n < some; n++) {
+                int64_t row = places[from + n] / STRIP, column = places[from + n] % STRIP;
+                if (fabsf(k[n]) <= threshold) continue;
+                to[row * columns + index * STRIP + column] = out[n];
+                ahead->masks[index * outs + row] |= (uint64_t)1 << column;
+            }
+        }
+    }
+    return 0;
+}
+
+/* Look at K (outs, columns) less its means over inputs, if any. Of |K| count what is at most `low`
+ * and at most `high`, and collect what lies between, at most `capacity` values a strip; per strip
+ * the two counts and how many lie between, (strips, 3), and the sum of squares. */
+int snella_look(const float *k, int64_t outs, int64_t columns, int64_t begin, int64_t end,
                 const float *means, float low, float high, int64_t *counts, float *inside,
                 int64_t capacity, double *squares) {
     for (int64_t index = begin; index < end; index++) {
         int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
-        int64_t found = 0, *seen = counts + 3 * index;
-        float line[STRIP], sum[STRIP], *collected = inside + index * capacity;
-        int32_t below[STRIP], upto[STRIP];
+        view seen = {low, high, capacity, inside + index * capacity, NULL, counts + 3 * index};
+        float line[STRIP], sum[STRIP];
         double size = 0;
-        EACH below[j] = upto[j] = 0;
+        memset(seen.counts, 0, 3 * sizeof *seen.counts);
         EACH sum[j] = 0;
         for (int64_t row = 0; row < outs; row++) {
-            float *at = k + row * columns + first;
-            load(line, at, count);
-            if (means) {
-                float mean = means[row];
-                EACH line[j] -= mean;
-                store(at, line, count);
-            }
+            float mean = means ? means[row] : 0.0f;
+            load(line, k + row * columns + first, count);
+            EACH line[j] -= mean;
             EACH sum[j] += line[j] * line[j];
-            EACH line[j] = fabsf(line[j]);
-            EACH below[j] += line[j] <= low;
-            EACH upto[j] += line[j] <= high;
-            uint8_t between[STRIP];
-            uint64_t eight[STRIP / 8];
-            EACH between[j] = (line[j] > low) & (line[j] <= high);
-            memcpy(eight, between, sizeof eight);
-            for (int n = 0; n < STRIP / 8; n++)
-                for (int j = 8 * n; eight[n] && j < 8 * n + 8 && j < count; j++)
-                    if (between[j]) {
-                        if (found < capacity) collected[found] = line[j];
-                        found++;
-                    }
+            look(&seen, line, row, count);
             if (row % ROWS == ROWS - 1 || row == outs - 1) { /* short sums keep their digits */
                 size += total(sum, count);
                 EACH sum[j] = 0;
             }
         }
-        seen[0] = seen[1] = 0;
-        for (int64_t j = 0; j < count; j++) {
-            seen[0] += below[j];
-            seen[1] += upto[j];
-        }
-        seen[2] = found;
         squares[index] = size;
     }
     return 0;
 }
 
-/* A bit for each of STRIP values that is not at most `threshold` in size. */
-static uint64_t above(const float *k, float threshold) {
-    uint8_t over[STRIP];
-    uint64_t eight[STRIP / 8], bits = 0;
-    EACH over[j] = !(fabsf(k[j]) <= threshold);
-    memcpy(eight, over, sizeof eight);
-    for (int n = 0; n < STRIP / 8; n++) /* the product gathers eight bytes of 0 or 1 in its highest */
-        bits |= (eight[n] * 0x0102040810204080) >> 56 << 8 * n;
-    return bits;
-}
-
-/* to = base + scale * k |k| where |k| > threshold, of `count` values; base may be NULL. */
-LINE masked(const float *k, const float *base, float *restrict to, float threshold, float scale) {
-    if (base)
-        EACH {
-            float size = fabsf(k[j]);
-            to[j] = base[j] + (size <= threshold ? 0.0f : scale * (k[j] * size));
-        }
-    else
-        EACH {
-            float size = fabsf(k[j]);
-            to[j] = size <= threshold ? 0.0f : scale * (k[j] * size);
-        }
-}
-
-/* From K in `to` (outs, columns) to base + scale * delta, in place, strips begin:end.
- * active (columns,) gets 1 where a column has an entry that takes part. */
+/* From K in `to` (outs, columns) to base + scale * delta, in place, strips begin:end, K less its
+ * means over inputs, if any. Per strip and output a bit for each column whose entry takes part,
+ * masks (strips, outs). */
 int snella_merge(float *to, int64_t outs, int64_t columns, int64_t begin, int64_t end,
-                 const float *base, int64_t base_stride, float threshold, float scale,
-                 uint8_t *active) {
+                 const float *means, const float *base, int64_t base_stride, float threshold,
+                 float scale, uint64_t *masks) {
     for (int64_t index = begin; index < end; index++) {
         int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
         float k[STRIP], w[STRIP], out[STRIP];
-        int32_t any[STRIP];
-        EACH any[j] = 0;
         for (int64_t row = 0; row < outs; row++) {
-            float *at = to + row * columns + first;
+            float *at = to + row * columns + first, mean = means ? means[row] : 0.0f;
             load(k, at, count);
+            EACH k[j] -= mean;
             if (base) load(w, base + row * base_stride + first, count);
             masked(k, base ? w : NULL, out, threshold, scale);
             store(at, out, count);
-            EACH any[j] |= !(fabsf(k[j]) <= threshold);
-        }
-        for (int64_t j = 0; j < count; j++) active[first + j] = any[j] != 0;
-    }
-    return 0;
-}
-
-/* Make K again: to = base + scale * delta, (outs, columns); base may be NULL.
- * Per strip and output a bit for each column whose entry takes part, masks (strips, outs), and per
- * strip how many there are. */
-int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
-                 const float *base, int64_t base_stride, float *to, int64_t stride,
-                 uint64_t *masks, int64_t *counts) {
-    float *room = malloc(4 * strip_size(m));
-    float d[m->heads * ROWS * STRIP];
-    if (!room) return 1;
-    strip s;
-    start(&s, m, room);
-    for (int64_t index = begin; index < end; index++) {
-        float dense[STRIP], soft[STRIP], w[STRIP], out[STRIP];
-        move(&s, index, 1);
-        counts[index] = 0;
-        for (int64_t row = 0; row < m->outs; row += ROWS) {
-            distances(&s, row, d);
-            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++) {
-                difference(m, d + r * STRIP, dense);
-                dense_line(&s, row + r, dense, soft);
-                if (base) load(w, base + (row + r) * base_stride + s.first, s.count);
-                masked(dense, base ? w : NULL, out, threshold, scale);
-                store(to + (row + r) * stride + s.first, out, s.count);
-                uint64_t bits = above(dense, threshold) & (~(uint64_t)0 >> (STRIP - s.count));
-                masks[index * m->outs + row + r] = bits;
-                counts[index] += __builtin_popcountll(bits);
-            }
+            masks[index * outs + row] = above(k, threshold, count);
         }
     }
-    free(room);
     return 0;
 }
 
@@ -405,54 +461,62 @@ static __attribute__((noinline)) void steps(const strip *s, int64_t h, int64_t r
     }
 }
 
-/* Gradients of the loss by factors and scalars, given that by the merged weight (outs, columns).
- * begin and end count pairs of strips. by_p: (heads, columns, width), is added to. Per pair: by_q
- * (pairs, heads, outs, padded). Per strip:
- * sums (strips, 3): the gradients by beta, by alpha, and by gamma times -gamma^2 / alpha; CENTRED:
- * left (strips, outs), sums over columns of the gradient by K. by_p and by_q lack a factor scale^2.
- * Where `grad` is NULL, the gradient by the distances' sum is means (outs,) in every column. */
-int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
-                     const float *grad, const float *means, float *by_p, float *by_q,
-                     double *sums, float *left) {
-    int64_t w = padded_width(m), lines = m->heads * ROWS * STRIP;
-    int64_t blocks = (m->outs + ROWS - 1) / ROWS;
+/* What is kept of ROWS outputs of a strip: their distances, then the gradient by K. */
+static int64_t kept_size(const matrix *m) { return (m->heads + 1) * ROWS * STRIP; }
+
+/* Make K again: to = base + scale * delta, (outs, columns), where `to` is given; base may be NULL.
+ * With `grad`, the gradient of the loss by that, which may lie where `to` does: the gradients by
+ * factors and scalars. begin and end count pairs of strips. by_p: (heads, columns, width), is added
+ * to. Per pair: by_q (pairs, heads, outs, padded). Per strip: sums (strips, 3): the gradients by
+ * beta, by alpha, and by gamma times -gamma^2 / alpha; CENTRED: left (strips, outs), sums over
+ * columns of the gradient by K. by_p and by_q lack a factor scale^2. With `means` (outs,) instead,
+ * these are the gradient by the distances' sum in every column. */
+int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, float scale,
+                 const float *base, int64_t base_stride, float *to, int64_t stride,
+                 const float *grad, int64_t grad_stride, const float *means, float *by_p,
+                 float *by_q, double *sums, float *left) {
+    int64_t w = padded_width(m), size = kept_size(m), blocks = (m->outs + ROWS - 1) / ROWS;
+    int64_t strips = (m->columns + STRIP - 1) / STRIP;
     float *room = malloc(4 * strip_size(m)), *near = malloc(4 * m->heads * STRIP * w);
-    float *kept = grad ? malloc(4 * (lines + ROWS * STRIP) * blocks) : NULL;
-    float d[lines], ratios[lines];
-    if (!room || !near || (grad && !kept)) { free(room); free(near); free(kept); return 1; }
+    float *kept = malloc(4 * size * (grad ? blocks : 1)), ratios[m->heads * ROWS * STRIP];
+    if (!room || !near || !kept) { free(room); free(near); free(kept); return 1; }
     strip s;
     start(&s, m, room);
-    int64_t strips = (m->columns + STRIP - 1) / STRIP;
     for (int64_t index = PAIR * begin; index < PAIR * end && index < strips; index++) {
         float dense[STRIP], soft[STRIP], g[STRIP], inner[STRIP], plain[STRIP], along[STRIP];
+        float sum[STRIP], out[STRIP];
         float *q_here = by_q + index / PAIR * m->heads * m->outs * w;
         move(&s, index, 1);
         EACH inner[j] = plain[j] = along[j] = 0;
-        memset(near, 0, 4 * m->heads * STRIP * w);
-        if (index % PAIR == 0) memset(q_here, 0, 4 * m->heads * m->outs * w);
-        for (int64_t row = 0; grad && row < m->outs; row += ROWS) {
-            float *there = kept + row / ROWS * (lines + ROWS * STRIP), *out = there + lines;
+        for (int64_t row = 0; (to || grad) && row < m->outs; row += ROWS) {
+            float *there = kept + (grad ? row / ROWS * size : 0);
+            float *by_k = there + m->heads * ROWS * STRIP;
             distances(&s, row, there);
-            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, out += STRIP) {
+            for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, by_k += STRIP) {
                 difference(m, there + r * STRIP, dense);
                 dense_line(&s, row + r, dense, soft);
-                load(g, grad + (row + r) * m->columns + s.first, s.count);
+                if (grad) load(g, grad + (row + r) * grad_stride + s.first, s.count);
+                if (to) {
+                    if (base) load(sum, base + (row + r) * base_stride + s.first, s.count);
+                    masked(dense, base ? sum : NULL, out, threshold, scale);
+                    store(to + (row + r) * stride + s.first, out, s.count);
+                }
+                if (!grad) continue;
                 EACH {
                     float size = fabsf(dense[j]);
-                    g[j] = size <= threshold ? 0.0f : g[j] * (size * scale);
+                    by_k[j] = g[j] = size <= threshold ? 0.0f : g[j] * (size * scale);
                 }
-                EACH out[j] = g[j];
                 EACH plain[j] += g[j];
                 if (m->kind == MIXED) EACH inner[j] += g[j] * soft[j];
             }
         }
+        if (!grad && !means) continue;
+        memset(near, 0, 4 * m->heads * STRIP * w);
+        if (index % PAIR == 0) memset(q_here, 0, 4 * m->heads * m->outs * w);
         if (m->kind == CENTRED) EACH inner[j] = plain[j] / (float)m->outs;
         for (int64_t row = 0; row < m->outs; row += ROWS) {
-            const float *from = d, *there = grad ? kept + row / ROWS * (lines + ROWS * STRIP) : NULL;
-            if (grad)
-                from = there;
-            else
-                distances(&s, row, d);
+            float *there = kept + (grad ? row / ROWS * size : 0);
+            if (!grad) distances(&s, row, there);
             for (int64_t r = 0; r < ROWS; r++) {
                 if (row + r >= m->outs) {
                     for (int64_t h = 0; h < m->heads; h++)
@@ -463,12 +527,11 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
                     float mean = means[row + r];
                     EACH g[j] = j < s.count ? mean : 0.0f;
                 } else {
-                    memcpy(g, there + lines + r * STRIP, sizeof g);
+                    memcpy(g, there + (m->heads * ROWS + r) * STRIP, sizeof g);
                 }
                 if (grad && m->kind == MIXED) {
                     float slope = m->alpha / m->gamma;
-                    float sum[STRIP];
-                    difference(m, from + r * STRIP, sum);
+                    difference(m, there + r * STRIP, sum);
                     memcpy(dense, sum, sizeof sum);
                     dense_line(&s, row + r, dense, soft);
                     EACH soft[j] *= g[j] - inner[j];
@@ -479,9 +542,11 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
                     left[index * m->outs + row + r] = line_sum(g);
                 }
                 for (int64_t h = 0; h < m->heads; h++) {
-                    const float *distance = from + (h * ROWS + r) * STRIP;
+                    const float *distance = there + (h * ROWS + r) * STRIP;
                     float *ratio = ratios + (h * ROWS + r) * STRIP, sign = h & 1 ? -1.0f : 1.0f;
-                    EACH ratio[j] = distance[j] == 0.0f ? 0.0f : sign * g[j] / distance[j];
+                    for (int j = 0; j < STRIP; j += LANES)
+                        *(vec *)(ratio + j) =
+                            sign * *(const vec *)(g + j) * inverse(*(const vec *)(distance + j));
                 }
             }
             for (int64_t h = 0; h < m->heads; h++)
@@ -489,9 +554,10 @@ int snella_gradients(const matrix *m, int64_t begin, int64_t end, float threshol
         }
         for (int64_t h = 0; h < m->heads; h++)
             for (int64_t j = 0; j < s.count; j++) {
-                float *to = by_p + (h * m->columns + s.first + j) * m->width;
-                for (int64_t k = 0; k < m->width; k++) to[k] += near[(h * STRIP + j) * w + k];
+                float *to_p = by_p + (h * m->columns + s.first + j) * m->width;
+                for (int64_t k = 0; k < m->width; k++) to_p[k] += near[(h * STRIP + j) * w + k];
             }
+        if (!grad) continue;
         sums[3 * index] = total(plain, s.count);
         sums[3 * index + 1] = total(inner, s.count);
         sums[3 * index + 2] = total(along, s.count);

@@ -36,18 +36,30 @@ class Matrix(ctypes.Structure):
     )
 
 
-#: Arguments of each function: a matrix, integer, float or pointer.
+class Guess(ctypes.Structure):
+    """``guess`` of ``distance.c``."""
+
+    _fields_ = (
+        *((n, ctypes.c_float) for n in ("low", "high", "scale")),
+        ("base", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in ("base_stride", "capacity")),
+        *((n, ctypes.c_void_p) for n in ("counts", "values", "places", "masks")),
+    )
+
+
+#: Arguments of each function: a matrix, guess, integer, float or pointer.
 _SIGNATURES = {
-    "snella_dense": "miipp",
+    "snella_dense": "miippg",
+    "snella_settle": "giiiifp",
     "snella_look": "piiiipffppip",
-    "snella_merge": "piiiipiffp",
-    "snella_again": "miiffpipipp",
-    "snella_gradients": "miiffpppppp",
-    "snella_turn": "iipiiipi",
-    "snella_sample": "iipiipiiippi",
+    "snella_merge": "piiiippiffp",
+    "snella_again": "miiffpipipippppp",
+    "snella_turn": "iipiiip",
+    "snella_sample": "iipiipiippi",
 }
 _TYPES = {
     "m": ctypes.POINTER(Matrix),
+    "g": ctypes.POINTER(Guess),
     "i": ctypes.c_int64,
     "f": ctypes.c_float,
     "p": ctypes.c_void_p,

@@ -4,8 +4,7 @@ It works on strips of columns, which are shared out among as many threads as tor
 summed over strips is summed in their order, so no bit depends on how many threads there are.
 """
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,14 +13,14 @@ from ...functional.delta import in_working_precision
 from ...functional.kernels import get_kernel
 from ...functional.sparsify import get_sparsifier, weighted_factor
 from .. import columns as cut
-from ..columns import Columns
+from ..columns import Columns, Product
 from ..threshold_search import Bracket, ThresholdSearch
-from .library import Matrix
-from .sampled import Entries
-from .strips import STRIP, run, strips_of
+from .library import Guess, Matrix
+from .sampled import DENSEST, Entries
+from .strips import LANES, STRIP, run, strips_of
 
-#: Floats of a vector and strips that are summed together, as in ``distance.c``.
-LANES, PAIR = 16, 2
+#: Strips that are summed together, as in ``distance.c``.
+PAIR = 2
 PLAIN, MIXED, CENTRED = range(3)
 
 
@@ -57,7 +56,8 @@ class NativeMatrix:
         self.scalars = tuple(map(float, scalars)) if scalars else (0.0, 1.0, 0.0)
         self.kind = CENTRED if get_kernel(rule.kernel).centred else MIXED if scalars else PLAIN
         outs, ins = self.shape
-        self.first, self.second, self.means = state[3:] if state else (None,) * 3
+        self.first, self.second, self.means, masks = state[3:] if state else (None,) * 4
+        self.entries = None if masks is None else Entries(_as_bits(masks), ins)
         self.threshold = 0.0 if not state or state[0] is None else float(state[0])
         self.unit = 1.0 if not state or state[2] is None else float(state[2])
         self.grad_p, self.grad_q = torch.zeros_like(self.p), torch.zeros_like(self.q)
@@ -82,101 +82,135 @@ class NativeMatrix:
         matrix.by_column = (shown[0], shown[1])
         return matrix, count, [p, *parts]
 
-    def write_dense(self, out: Tensor, search: ThresholdSearch) -> Tensor:
-        """Write K into ``out`` and let ``search`` see it; return the sum of squares, 0-dim."""
-        outs, ins = self.shape
-        size, strips, sums = outs * ins, strips_of(ins), None
-        if self.kind != PLAIN:
-            self.first = out.new_empty(ins)
-        if self.kind == MIXED:
-            self.second = out.new_empty(ins)
-        if self.kind == CENTRED:
-            sums = out.new_empty(strips, outs)
-        matrix, _, kept = self._matrix(slice(0, ins))
-        run("snella_dense", (matrix,), strips, size, out, sums)
-        _, self.first, self.second = kept
-        self.means = None if sums is None else _in_order(sums) / ins
-        low, high = search.range or (0.0, 0.0)
-        capacity = STRIP * outs // 8
-        counts = torch.empty(strips, 3, dtype=torch.int64)
-        inside = out.new_empty(strips, capacity)
-        squares = out.new_empty(strips, dtype=torch.float64)
-        given = (self.means, low, high, counts, inside, capacity, squares)
-        run("snella_look", (out.data_ptr(), outs, ins), strips, size, *given)
-        if search.range is not None:
-            found = counts[:, 2].tolist()
-            if max(found) <= capacity:
-                values = [part[:n] for part, n in zip(inside, found, strict=True)]
-                search.add_counted(torch.cat(values), *counts[:, :2].sum(0).tolist())
-        else:
-            for rows in out.split(max(1, cut.TILE // ins)):
-                search.add(rows)
-        return squares.sum()
-
-    def write(
-        self, columns: Columns, out: Tensor | None, base: Tensor | None, scale: float
-    ) -> tuple[Columns, Entries | None]:
-        """Write ``base + scale * delta`` of these columns into ``out`` (out, columns).
+    def write_ahead(
+        self, out: Tensor, base: Tensor | None, scale: float, search: ThresholdSearch
+    ) -> tuple[Tensor, Tensor] | None:
+        """Write ``base + scale * delta`` into ``out`` before the threshold is known, by where it is
+        expected, and put the few right that lie there.
 
         Returns:
-            What :meth:`differentiate` takes: the columns, and which entries take part, None where
-            ``out`` is not given.
+            The threshold (0-dim) and which entries take part, (strips, out), or None: it lies
+            elsewhere, nothing of ``out`` is right.
         """
-        if out is None:
-            return columns, None
-        matrix, count, kept = self._matrix(columns)
-        strips = strips_of(count)
-        masks = torch.empty(strips, self.shape[0], dtype=torch.int64)
-        counts = torch.empty(strips, dtype=torch.int64)
-        if base is not None and base.stride(1) != 1:
-            base = base.contiguous()
-        given = (base, 0 if base is None else base.stride(0), out, out.stride(0), masks, counts)
-        size = self.shape[0] * count
-        run(
-            "snella_again",
-            (matrix,),
-            strips,
-            size,
-            self.threshold,
-            scale / self.unit,
-            *given,
-        )
-        return columns, Entries(masks, (self.shape[0], count), int(counts.sum()))
+        outs, ins = self.shape
+        strips, capacity = strips_of(ins), self._capacity
+        masks = torch.empty(strips, outs, dtype=torch.int64)
+        counts = torch.empty(strips, 3, dtype=torch.int64)
+        values = out.new_empty(strips, capacity)
+        places = torch.empty(strips, capacity, dtype=torch.int32)
+        start, stride = (None, 0) if base is None else (base.data_ptr(), base.stride(0))
+        seen = (t.data_ptr() for t in (counts, values, places, masks))
+        low, high = search.range or (0.0, 0.0)
+        guess = Guess(low, high, scale, start, stride, capacity, *seen)
+        self._dense(out, None, guess)
+        if not _collected(search, counts, values):
+            return None
+        threshold = search.selected()
+        if threshold is not None:
+            run("snella_settle", (guess, outs, ins), strips, out.numel(), float(threshold), out)
+        return None if threshold is None else (threshold, masks)
 
-    def differentiate(
+    def _dense(self, out: Tensor, sums: Tensor | None, guess: Guess | None) -> None:
+        """Write K, or with a guess the merged weight; and what columns have in common."""
+        ins = self.shape[1]
+        self.first = None if self.kind == PLAIN else out.new_empty(ins)
+        self.second = out.new_empty(ins) if self.kind == MIXED else None
+        matrix, _, kept = self._matrix(slice(0, ins))
+        run("snella_dense", (matrix,), strips_of(ins), out.numel(), out, sums, guess)
+        _, self.first, self.second = kept
+
+    @property
+    def _capacity(self) -> int:
+        """How many entries of a strip may be collected."""
+        return STRIP * self.shape[0] // 8
+
+    def write_dense(self, out: Tensor) -> None:
+        """Write K into ``out``, but for a centred kernel's means over inputs."""
+        outs, ins = self.shape
+        sums = out.new_empty(strips_of(ins), outs) if self.kind == CENTRED else None
+        self._dense(out, sums, None)
+        self.means = None if sums is None else _in_order(sums) / ins
+
+    def show(self, out: Tensor, search: ThresholdSearch) -> Tensor:
+        """Let ``search`` see K, of what :meth:`write_dense` wrote; return the sum of squares."""
+        outs, ins = self.shape
+        strips, (low, high) = strips_of(ins), search.range or (0.0, 0.0)
+        counts = torch.empty(strips, 3, dtype=torch.int64)
+        inside = out.new_empty(strips, self._capacity)
+        squares = out.new_empty(strips, dtype=torch.float64)
+        given = (self.means, low, high, counts, inside, self._capacity, squares)
+        run("snella_look", (out.data_ptr(), outs, ins), strips, out.numel(), *given)
+        if search.range is not None:
+            _collected(search, counts, inside)
+        return squares.sum()
+
+    def merge(
         self,
-        made: tuple[Columns, Entries | None],
-        product: Any,
+        out: Tensor,
+        means: Tensor | None,
+        base: Tensor | None,
+        threshold: float,
         scale: float,
-        room: Tensor | None = None,
+    ) -> Tensor:
+        """Make ``base + scale * delta`` of K less its means over inputs (out,), in place; return
+        which entries take part."""
+        outs, ins = self.shape
+        masks = torch.empty(strips_of(ins), outs, dtype=torch.int64)
+        start = (means, base, 0 if base is None else base.stride(0))
+        before = (out.data_ptr(), outs, ins)
+        run("snella_merge", before, len(masks), out.numel(), *start, threshold, scale, masks)
+        return masks
+
+    def again(
+        self,
+        columns: Columns,
+        out: Tensor | None,
+        base: Tensor | None,
+        scale: float,
+        product: Product | None,
     ) -> None:
-        """Take in the gradient by what :meth:`write` wrote; ``product`` as for plain tiles, which
-        may use ``room``."""
-        columns, wanted = made
-        self._add(columns, product(columns, None, wanted, room).to(self.p.dtype), scale / self.unit)
+        """As of :class:`~snella_seg.engine.tiles.TiledMatrix`; ``product`` may write into ``out``,
+        which is made when the gradient has been read."""
+        if product is None and out is None:
+            return
+        grad = None
+        if product is not None:
+            entries = None if self.entries is None else self.entries.of(columns)
+            grad = product(columns, None, entries, out).to(self.p.dtype)
+        self._again(columns, scale / self.unit, out, base, grad)
 
-    def _add(self, columns: Columns, grad: Tensor | None, scale: float) -> None:
-        """Take in the gradient by ``base + scale * delta`` of these columns, (out, columns).
-
-        Without one, that of the mean over inputs, once all columns have been seen.
-        """
+    def _again(
+        self,
+        columns: Columns,
+        scale: float,
+        out: Tensor | None = None,
+        base: Tensor | None = None,
+        grad: Tensor | None = None,
+        means: Tensor | None = None,
+    ) -> None:
+        """Write ``base + scale * delta`` of these columns into ``out``, and take in its gradient
+        ``grad``, each where it is given; or that of the mean over inputs, ``means`` (out,), once
+        all columns have been seen."""
         matrix, count, kept = self._matrix(columns)
         outs, (heads, _, width) = self.shape[0], self.q.shape
         strips, padded = strips_of(count), -(-width // LANES) * LANES
-        by_p = self.p.new_zeros(heads, count, width)
         pairs = -(-strips // PAIR)
-        by_q = self.p.new_empty(pairs, heads, outs, padded)
-        sums = self.p.new_empty(strips, 3, dtype=torch.float64)
-        left = self.p.new_empty(strips, outs) if self.kind == CENTRED and grad is not None else None
-        means = self.left / -self.shape[1] if grad is None else None
+        base, grad = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (base, grad))
+        given = [x for t in (base, out, grad) for x in (t, 0 if t is None else t.stride(0))]
+        by_p = by_q = sums = left = None
+        if grad is not None or means is not None:
+            by_p = self.p.new_zeros(heads, count, width)
+            by_q = self.p.new_empty(pairs, heads, outs, padded)
         if grad is not None:
-            grad = grad.contiguous()
-        given = (self.threshold, scale, grad, means, by_p, by_q, sums, left)
-        run("snella_gradients", (matrix,), pairs, outs * count, *given)
-        self.grad_p[:, columns] += by_p
-        for part in by_q:
-            self.grad_q += part[..., :width]
-        if grad is not None:
+            sums = self.p.new_empty(strips, 3, dtype=torch.float64)
+            left = self.p.new_empty(strips, outs) if self.kind == CENTRED else None
+        given += [means, by_p, by_q, sums, left]
+        run("snella_again", (matrix,), pairs, outs * count, self.threshold, scale, *given)
+        if by_p is not None and by_q is not None:
+            self.grad_p[:, columns] += by_p
+            for part in by_q:
+                self.grad_q += part[..., :width]
+        if sums is not None:
             self.sums += _in_order(sums)
         if left is not None:
             self.left += _in_order(left)
@@ -184,8 +218,9 @@ class NativeMatrix:
     def gradients(self, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The sums as gradients of ``params``, in their dtypes; None where not needed."""
         if self.kind == CENTRED and any(needs):
+            means = self.left / -self.shape[1]
             for columns in cut.column_tiles(*self.shape, cut.WIDER):
-                self._add(columns, None, 1.0)
+                self._again(columns, 1.0, means=means)
         sums = [self.grad_p * self.scale**2, self.grad_q * self.scale**2]
         if self.kind == MIXED:
             alpha, gamma, _ = self.scalars
@@ -222,22 +257,56 @@ def write_delta(
         The threshold (0-dim); the indices of the columns that hold non-zero weights, or None when
         those are most; the root mean square of K (0-dim) where the factor is relative to it; peak
         and inverse sum of each column's softmax, or a centred kernel's means over outputs and
-        None, all (in,); and its means over inputs (out,).
+        None, all (in,); its means over inputs (out,); and, where the delta is sparse, which
+        entries take part: a bit each, in the guise of floats (strips, 2 out).
     """
-    matrix = NativeMatrix(params, rule)
+    matrix, unit = NativeMatrix(params, rule), None
     search = ThresholdSearch(out.numel(), sparsity, bracket)
-    squares = matrix.write_dense(out, search)
-    unit = None
-    if get_sparsifier(rule.sparsifier).relative:
-        unit = (squares / out.numel()).sqrt().to(out.dtype)
-        unit = unit.clamp_min(torch.finfo(out.dtype).tiny)
-        scale = scale / float(unit)
-    threshold = search.finish(out)
-    active = torch.empty(out.shape[1], dtype=torch.uint8)
+    relative = get_sparsifier(rule.sparsifier).relative
     base = base if base is None or base.stride(1) == 1 else base.contiguous()
-    before, strips = (out.data_ptr(), *out.shape), strips_of(out.shape[1])
-    given = (base, 0 if base is None else base.stride(0), float(threshold), scale, active)
-    run("snella_merge", before, strips, out.numel(), *given)
-    found = active.nonzero()[:, 0]
-    chosen = found if len(found) <= cut.GATHER * len(active) else None
-    return threshold, chosen, unit, matrix.first, matrix.second, matrix.means
+    ahead = None
+    if search.range is not None and not relative and matrix.kind != CENTRED:
+        ahead = matrix.write_ahead(out, base, scale, search)
+        search = ThresholdSearch(out.numel(), sparsity, bracket)
+    if ahead is not None:
+        threshold, masks = ahead
+    else:
+        matrix.write_dense(out)
+        squares = matrix.show(out, search)
+        if relative:
+            unit = (squares / out.numel()).sqrt().to(out.dtype)
+            unit = unit.clamp_min(torch.finfo(out.dtype).tiny)
+            scale = scale / float(unit)
+        means, found = matrix.means, search.selected()
+        if found is None:
+            if means is not None:
+                out -= means[:, None]
+                means = None
+            for rows in out.split(max(1, cut.TILE // out.shape[1])) if search.range is None else ():
+                search.add(rows)
+            found = search.finish(out)
+        threshold, masks = found, matrix.merge(out, means, base, float(found), scale)
+    kept = masks.view(torch.float32) if 1 - sparsity <= DENSEST else None
+    return threshold, _active(masks, out), unit, matrix.first, matrix.second, matrix.means, kept
+
+
+def _collected(search: ThresholdSearch, counts: Tensor, values: Tensor) -> bool:
+    """Let a search see what was counted and collected, unless there was no room for all of it."""
+    found = counts[:, 2].tolist()
+    if max(found) > values.shape[1]:
+        return False
+    parts = [part[:n] for part, n in zip(values, found, strict=True)]
+    search.add_counted(torch.cat(parts), *counts[:, :2].sum(0).tolist())
+    return True
+
+
+def _active(masks: Tensor, out: Tensor) -> Tensor | None:
+    """Indices of the columns that hold an entry that takes part, None when those are most."""
+    any_row = torch.from_numpy(np.bitwise_or.reduce(masks.numpy(), axis=1))
+    found = ((any_row[:, None] >> torch.arange(STRIP)) & 1).flatten().nonzero()[:, 0]
+    return found if len(found) <= cut.GATHER * out.shape[1] else None
+
+
+def _as_bits(masks: Tensor) -> Tensor:
+    """Masks (strips, out) of the numbers that carry them in a state, (strips, 2 out)."""
+    return (masks if masks.storage_offset() % 2 == 0 else masks.clone()).view(torch.int64)

@@ -2,46 +2,25 @@
  *
  * A strip is STRIP columns of the result by all its rows, with 64 bits a row that say which entries
  * are wanted. Tokens are the lanes: both operands are turned so that a feature's tokens lie side by
- * side, CHUNK of them in registers at a time. A wanted entry has a vector of partial sums, and is
- * made in the same order whoever works on which strips and whatever else is wanted.
+ * side, and cut into chunks of at most DEPTH vectors of tokens, so that a strip's chunk stays in the
+ * innermost cache and a row's in registers. A wanted entry has a vector of partial sums, and is
+ * made in the same order whoever works on which rows and whatever else is wanted.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define STRIP 64  /* columns of a strip, bits of a mask */
 #define LANES 16  /* floats of a vector */
-#define DEPTH 6   /* vectors of tokens that stay in registers, even */
-#define BLOCK 64  /* rows whose partial sums are kept together */
-#define CHUNK (DEPTH * LANES)
+#define DEPTH 8   /* vectors of tokens that stay in registers at most */
+#define BLOCK 128 /* rows that are turned, and whose partial sums are kept, together */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
-
-/* to (count, padded) = the transpose of from (rows, count), padded with zeros. */
-static void turn(const float *from, int64_t stride, int64_t rows, int64_t count, float *to,
-                 int64_t padded) {
-    for (int64_t column = 0; column < count; column += LANES)
-        for (int64_t row = 0; row < padded; row += LANES) {
-            float tile[LANES][LANES];
-            int64_t wide = count - column < LANES ? count - column : LANES;
-            for (int64_t i = 0; i < LANES; i++)
-                for (int64_t j = 0; j < LANES; j++)
-                    tile[j][i] = row + i < rows && j < wide ? from[(row + i) * stride + column + j] : 0;
-            for (int64_t j = 0; j < wide; j++)
-                memcpy(to + (column + j) * padded + row, tile[j], sizeof tile[j]);
-        }
-}
-
-/* Strips begin:end of the transpose of from (rows, columns), to (columns, padded). */
-int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, int64_t rows,
-                int64_t columns, float *to, int64_t padded) {
-    for (int64_t first = begin * STRIP; first < end * STRIP && first < columns; first += STRIP) {
-        int64_t count = columns - first < STRIP ? columns - first : STRIP;
-        turn(from + first, stride, rows, count, to + first * padded, padded);
-    }
-    return 0;
-}
 
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -54,74 +33,193 @@ int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, i
     LOW(n, 5) + by, LOW(n, 6) + by, LOW(n, 7) + by, LOW(n, 8) + by, LOW(n, 9) + by,         \
     LOW(n, 10) + by, LOW(n, 11) + by, LOW(n, 12) + by, LOW(n, 13) + by, LOW(n, 14) + by,    \
     LOW(n, 15) + by
-/* In every 2n lanes: sums of neighbouring n, of a in the first half and of b in the second. */
-#define HALVES(a, b, n) (PICK(a, b, ALL(n, 0)) + PICK(a, b, ALL(n, n)))
+/* In every 2n lanes the first n of a, then the first n of b; and likewise their second n. */
+#define FIRST(a, b, n) PICK(a, b, ALL(n, 0))
+#define SECOND(a, b, n) PICK(a, b, ALL(n, n))
 
-/* The sum of each of LANES vectors. */
-static void sums(const vec *from, float *to) {
-    vec a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++) a[i] = HALVES(from[i], from[i + 8], 8);
-    for (int i = 0; i < 4; i++) b[i] = HALVES(a[i], a[i + 4], 4);
-    for (int i = 0; i < 2; i++) c[i] = HALVES(b[i], b[i + 2], 2);
-    vec all = HALVES(c[0], c[1], 1);
-    memcpy(to, &all, sizeof all);
+static int64_t vectors_of(int64_t tokens) { return (tokens + LANES - 1) / LANES; }
+static int64_t chunks_of(int64_t vectors) { return (vectors + DEPTH - 1) / DEPTH; }
+static int64_t chunk_start(int64_t vectors, int64_t chunk) {
+    return vectors * chunk / chunks_of(vectors);
 }
 
-/* Wanted entries of g^T x for some rows and a strip: partial sums over tokens, one a vector. */
-static void partial(const float *g, const float *x, int64_t padded, const uint64_t *masks,
-                    int64_t rows, vec *to) {
-    for (int64_t token = 0; token < padded; token += CHUNK) {
-        vec *sum = to;
-        for (int64_t row = 0; row < rows; row++) {
-            vec here[DEPTH];
-            for (int v = 0; v < DEPTH; v++)
-                here[v] = *(const vec *)(g + row * padded + token + v * LANES);
-            for (uint64_t bits = masks[row]; bits; bits &= bits - 1, sum++) {
-                const vec *there = (const vec *)(x + __builtin_ctzll(bits) * padded + token);
-                vec even = here[0] * there[0], odd = here[1] * there[1];
-                for (int v = 2; v < DEPTH; v += 2) {
-                    even += here[v] * there[v];
-                    odd += here[v + 1] * there[v + 1];
+/* Turn LANES rows of LANES floats. */
+static inline void turn_tile(vec *t) {
+#define STAGE(n)                                               \
+    for (int i = 0; i < LANES; i++)                            \
+        if (!(i & n)) {                                        \
+            vec a = FIRST(t[i], t[i + n], n);                  \
+            t[i + n] = SECOND(t[i], t[i + n], n);              \
+            t[i] = a;                                          \
+        }
+    STAGE(8)
+    STAGE(4)
+    STAGE(2)
+    STAGE(1)
+#undef STAGE
+}
+
+/* Turn from (tokens, count) to chunks, each (room, its tokens); tokens are padded with zeros, and
+ * of `room` features the first `count`, up to a multiple of LANES, are written. */
+static void turn(const float *from, int64_t stride, int64_t tokens, int64_t count, int64_t room,
+                 float *to) {
+    int64_t vectors = vectors_of(tokens);
+    for (int64_t chunk = 0; chunk < chunks_of(vectors); chunk++) {
+        int64_t start = chunk_start(vectors, chunk);
+        int64_t depth = chunk_start(vectors, chunk + 1) - start;
+        float *there = to + start * LANES * room;
+        for (int64_t v = 0; v < depth; v++)
+            for (int64_t feature = 0; feature < count; feature += LANES) {
+                vec tile[LANES];
+                int64_t token = (start + v) * LANES;
+                int64_t high = tokens - token < LANES ? tokens - token : LANES;
+                int64_t wide = count - feature < LANES ? count - feature : LANES;
+                const float *at = from + token * stride + feature;
+                if (high == LANES && wide == LANES) {
+                    for (int i = 0; i < LANES; i++) tile[i] = *(const vec *)(at + i * stride);
+                } else {
+                    memset(tile, 0, sizeof tile);
+                    for (int64_t i = 0; i < high; i++) memcpy(tile + i, at + i * stride, 4 * wide);
                 }
-                *sum = token ? *sum + (even + odd) : even + odd;
+                turn_tile(tile);
+                for (int64_t j = 0; j < LANES; j++)
+                    *(vec *)(there + ((feature + j) * depth + v) * LANES) = tile[j];
             }
+    }
+}
+
+/* Strips begin:end of from (tokens, columns), turned to (strips, STRIP times padded tokens). */
+int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, int64_t tokens,
+                int64_t columns, float *to) {
+    for (int64_t index = begin; index < end; index++) {
+        int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
+        turn(from + first, stride, tokens, count, STRIP,
+             to + first * vectors_of(tokens) * LANES);
+    }
+    return 0;
+}
+
+/* The sum of each of LANES halves of a vector. */
+static inline vec sums(const half *from) {
+    const vec *all = (const vec *)from;
+    vec b[4], c[2];
+#define ADDED(a, b, n) (FIRST(a, b, n) + SECOND(a, b, n))
+    for (int i = 0; i < 4; i++) b[i] = ADDED(all[i], all[i + 4], 4);
+    for (int i = 0; i < 2; i++) c[i] = ADDED(b[i], b[i + 2], 2);
+    vec sum = ADDED(c[0], c[1], 1);
+#undef ADDED
+    return PICK(sum, sum, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+#ifdef __AVX512F__
+static inline vec widened(half sum) { return (vec)_mm512_zextps256_ps512((__m256)sum); }
+static inline half folded(vec sum) {
+    return (half)_mm512_castps512_ps256((__m512)sum) +
+           (half)_mm512_castps512_ps256((__m512)_mm512_shuffle_f32x4((__m512)sum, (__m512)sum, 0xEE));
+}
+#else
+static inline vec widened(half sum) {
+    union { half part[2]; vec whole; } both = {.part = {sum, {0}}};
+    return both.whole;
+}
+static inline half folded(vec sum) {
+    union { vec whole; half part[2]; } both = {.whole = sum};
+    return both.part[0] + both.part[1];
+}
+#endif
+
+/* The wanted entries of a strip and some rows, rows with equally many side by side: then the loops
+ * over them can be foreseen by the processor. */
+typedef struct {
+    int64_t rows, entries;
+    uint16_t row[BLOCK], count[BLOCK];
+    uint8_t column[BLOCK * STRIP];
+} entries;
+
+static void list(const uint64_t *masks, int64_t rows, entries *to) {
+    int64_t next[STRIP + 2] = {0};
+    for (int64_t row = 0; row < rows; row++) next[__builtin_popcountll(masks[row]) + 1]++;
+    to->rows = rows - next[1];
+    next[1] = 0;
+    for (int n = 2; n < STRIP + 2; n++) next[n] += next[n - 1];
+    for (int64_t row = 0; row < rows; row++) {
+        int count = __builtin_popcountll(masks[row]);
+        if (count) to->row[next[count]++] = (uint16_t)row;
+    }
+    uint8_t *column = to->column;
+    for (int64_t n = 0; n < to->rows; n++) {
+        uint64_t bits = masks[to->row[n]];
+        to->count[n] = (uint16_t)__builtin_popcountll(bits);
+        for (; bits; bits &= bits - 1) *column++ = (uint8_t)__builtin_ctzll(bits);
+    }
+    to->entries = column - to->column;
+}
+
+/* Partial sums of the entries over the tokens of a chunk. */
+static inline __attribute__((always_inline)) void partial(const float *g, const float *x,
+                                                          const int depth, const entries *wanted,
+                                                          half *sum) {
+    const uint8_t *column = wanted->column;
+    for (int64_t n = 0; n < wanted->rows; n++) {
+        const vec *row = (const vec *)g + wanted->row[n] * depth;
+        vec here[DEPTH];
+        for (int v = 0; v < depth; v++) here[v] = row[v];
+        for (int count = wanted->count[n]; count; count--, sum++) {
+            const vec *there = (const vec *)x + *column++ * depth;
+            vec even = widened(*sum), odd = {0};
+            for (int v = 0; v < depth; v += 2) even += here[v] * there[v];
+            if (depth > 1) odd = here[1] * there[1];
+            for (int v = 3; v < depth; v += 2) odd += here[v] * there[v];
+            *sum = folded(even + odd);
         }
     }
 }
 
-/* Strips begin:end of to (outs, columns): g^T x where masks (strips, outs) say so, else 0.
- * g (outs, padded) is turned, x (tokens, columns) is not. */
-int snella_sample(int64_t begin, int64_t end, const float *g, int64_t padded, int64_t outs,
-                  const float *x, int64_t x_stride, int64_t tokens, int64_t columns,
-                  const uint64_t *masks, float *to, int64_t stride) {
-    float *turned = malloc(4 * STRIP * padded);
-    vec *partials = malloc(sizeof(vec) * (BLOCK * STRIP + LANES));
-    if (!turned || !partials) { free(turned); free(partials); return 1; }
-    for (int64_t index = begin; index < end; index++) {
-        int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
-        turn(x + first, x_stride, tokens, count, turned, padded);
-        for (int64_t row = 0; row < outs; row += BLOCK) {
-            int64_t rows = outs - row < BLOCK ? outs - row : BLOCK;
-            const uint64_t *mask = masks + index * outs + row;
-            partial(g + row * padded, turned, padded, mask, rows, partials);
-            vec *next = partials;
+static __attribute__((noinline)) void partial_of(int64_t depth, const float *g, const float *x,
+                                                 const entries *wanted, half *sum) {
+    switch (depth) {
+#define CASE(n) case n: partial(g, x, n, wanted, sum); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+    }
+}
+
+/* Row blocks begin:end of to (outs, columns): g^T x where masks (strips, outs) say so, else 0.
+ * g (tokens, outs) is not turned, x is. */
+int snella_sample(int64_t begin, int64_t end, const float *g, int64_t g_stride, int64_t outs,
+                  const float *x, int64_t tokens, int64_t columns, const uint64_t *masks,
+                  float *to, int64_t stride) {
+    int64_t vectors = vectors_of(tokens);
+    float *turned = aligned_alloc(64, 4 * BLOCK * vectors * LANES);
+    half *partials = aligned_alloc(64, sizeof(half) * (BLOCK * STRIP + LANES));
+    entries *wanted = malloc(sizeof(entries));
+    if (!turned || !partials || !wanted) { free(turned); free(partials); free(wanted); return 1; }
+    for (int64_t row = begin * BLOCK; row < end * BLOCK && row < outs; row += BLOCK) {
+        int64_t rows = outs - row < BLOCK ? outs - row : BLOCK;
+        turn(g + row, g_stride, tokens, rows, BLOCK, turned);
+        for (int64_t first = 0; first < columns; first += STRIP) {
+            int64_t width = columns - first < STRIP ? columns - first : STRIP;
+            list(masks + first / STRIP * outs + row, rows, wanted);
+            memset(partials, 0, sizeof(half) * wanted->entries);
+            for (int64_t chunk = 0; chunk < chunks_of(vectors); chunk++) {
+                int64_t start = chunk_start(vectors, chunk);
+                partial_of(chunk_start(vectors, chunk + 1) - start, turned + start * LANES * BLOCK,
+                           x + (first * vectors + start * STRIP) * LANES, wanted, partials);
+            }
+            for (int64_t r = 0; r < rows; r++) memset(to + (row + r) * stride + first, 0, 4 * width);
+            const uint8_t *column = wanted->column;
             float ready[LANES];
-            int used = LANES;
-            for (int64_t r = 0; r < rows; r++) {
-                float *line = to + (row + r) * stride + first;
-                memset(line, 0, 4 * count);
-                for (uint64_t bits = mask[r]; bits; bits &= bits - 1) {
-                    if (used == LANES) {
-                        sums(next, ready);
-                        next += LANES;
-                        used = 0;
-                    }
-                    line[__builtin_ctzll(bits)] = ready[used++];
+            for (int64_t n = 0, done = 0; n < wanted->rows; n++) {
+                float *line = to + (row + wanted->row[n]) * stride + first;
+                for (int count = wanted->count[n]; count; count--, done++) {
+                    if (done % LANES == 0) *(vec *)ready = sums(partials + done);
+                    line[*column++] = ready[done % LANES];
                 }
             }
         }
     }
     free(turned);
     free(partials);
+    free(wanted);
     return 0;
 }

@@ -10,39 +10,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .strips import run, strips_of
+from ..columns import Columns
+from .strips import LANES, STRIP, run, strips_of
 
 #: Share of entries above which the whole product is the faster.
 DENSEST = 0.35
-#: Tokens are padded to a multiple of this, ``CHUNK`` of ``sampled.c``.
-CHUNK = 96
+#: Rows of the product that are made together, as in ``sampled.c``.
+BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of some columns of a delta that take part.
+    """The entries of a delta, or of some of its columns, that take part.
 
     Args:
         masks: (strips, out), int64: a bit for each column of a strip.
-        shape: (out, columns).
-        count: how many there are.
+        columns: how many there are.
     """
 
     masks: Tensor
-    shape: tuple[int, int]
-    count: int
+    columns: int
 
-    @property
-    def density(self) -> float:
-        """Share of all entries."""
-        return self.count / max(1, self.shape[0] * self.shape[1])
+    def of(self, chosen: Columns) -> "Entries":
+        """Those of some columns."""
+        if isinstance(chosen, slice):
+            if chosen.start % STRIP == 0:
+                strips = slice(chosen.start // STRIP, strips_of(chosen.stop))
+                return Entries(self.masks[strips], chosen.stop - chosen.start)
+            chosen = torch.arange(chosen.start, chosen.stop)
+        parts = []
+        for some in chosen.split(STRIP):
+            bits = (self.masks[some // STRIP] >> (some % STRIP)[:, None]) & 1
+            parts.append((bits << torch.arange(len(some))[:, None]).sum(0))
+        return Entries(torch.stack(parts), len(chosen))
 
 
-def can_sample(left: Tensor, right: Tensor, wanted: Entries) -> bool:
-    """Whether :func:`sampled_product` is right and the faster; the same whenever it is asked."""
+def can_sample(left: Tensor, right: Tensor) -> bool:
+    """Whether :func:`sampled_product` takes such operands."""
     return (
-        wanted.density <= DENSEST
-        and len(left) > 0
+        len(left) > 0
         and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"
     )
@@ -57,12 +63,13 @@ def sampled_product(
     """
     (tokens, outs), columns = left.shape, right.shape[1]
     left, right = (t if t.stride(1) == 1 else t.contiguous() for t in (left, right))
-    padded = -(-tokens // CHUNK) * CHUNK
-    turned = left.new_empty(outs, padded)
-    turning = (left, left.stride(0), tokens, outs, turned, padded)
-    run("snella_turn", (), strips_of(outs), outs * tokens, *turning)
+    strips, weights = strips_of(columns), outs * columns
+    turned = right.new_empty(strips * STRIP * -(-tokens // LANES) * LANES)
+    turning = (right, right.stride(0), tokens, columns, turned)
+    run("snella_turn", (), strips, columns * tokens, *turning)
     out = left.new_empty(outs, columns) if out is None else out
-    operands = (turned, padded, outs, right, right.stride(0), tokens, columns)
-    result = (wanted.masks, out, out.stride(0))
-    run("snella_sample", (), strips_of(columns), outs * columns, *operands, *result)
+    operands = (left, left.stride(0), outs, turned, tokens, columns)
+    run(
+        "snella_sample", (), -(-outs // BLOCK), weights, *operands, wanted.masks, out, out.stride(0)
+    )
     return out

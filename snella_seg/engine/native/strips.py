@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .library import library
 
-#: Columns of a strip, as in the C sources.
-STRIP = 64
+#: Columns of a strip and floats of a vector, as in the C sources.
+STRIP, LANES = 64, 16
 #: Weights below which a second thread is not worth its start.
 SMALL = 1 << 16
 
@@ -28,7 +28,8 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def run(name: str, before: tuple[Any, ...], strips: int, weights: int, *after: Any) -> None:
-    """Call a function of the library for all strips, ``name(*before, begin, end, *after)``."""
+    """Call a function of the library for all strips, or blocks of rows, shared out among threads:
+    ``name(*before, begin, end, *after)``."""
     function = getattr(library(), name)
     values = [t.data_ptr() if isinstance(t, Tensor) else t for t in after]
     count = 1 if weights < SMALL else max(1, min(torch.get_num_threads(), strips))
