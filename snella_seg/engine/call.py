@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .blocks import DeltaBlock
 from .branch import Branch
@@ -36,6 +37,14 @@ class Call:
     def delta_dtype(self) -> torch.dtype:
         """Precision of the product with the deltas; float16 has no room for values so small."""
         return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+
+
+def no_view(y: Tensor) -> Tensor:
+    """What an autograd function returns: ``y``, as no view, which what follows may write into.
+
+    Activations in place may; autograd refuses them on views that were made inside a function.
+    """
+    return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
 
 def flat(groups: Iterable[Iterable[Any]]) -> list[Any]:

@@ -15,7 +15,7 @@ from ..functional import DeltaRule, linear_kernel
 from ..functional.kernels import get_kernel
 from ..functional.sparsify import full_factor, get_sparsifier
 from .blocks import DeltaBlock
-from .call import Call, flat, grouped
+from .call import Call, flat, grouped, no_view
 from .matmul import linear, matmul, transposed_matmul
 from .precision import full_precision
 
@@ -54,7 +54,7 @@ class LowRankLinear(torch.autograd.Function):
         kept = (used,) if call.recipe is None else made_from
         ctx.lengths = [len(kept), len(inner)]
         ctx.save_for_backward(weight, bias, *kept, *inner, *params)
-        return y
+        return no_view(y)
 
     @staticmethod
     @torch.compiler.disable

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .blocks import DeltaBlock, MadeBlock
 from .branch import Branch
-from .call import Call, flat, grouped
+from .call import Call, flat, grouped, no_view
 from .low_rank import is_low_rank, low_rank_linear
 from .matmul import linear, matmul, transposed_matmul
 from .precision import full_precision, merging_loses_deltas, product_dtype
@@ -117,7 +117,7 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.lengths = [len(kept), *map(len, states)]
         ctx.input_dtype = x.dtype
         ctx.save_for_backward(weight, bias, *kept, *flat(states), *params)
-        return y
+        return no_view(y)
 
     @staticmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]

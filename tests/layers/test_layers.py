@@ -438,3 +438,22 @@ def test_fused_attention_is_the_stock_one(batch_first, training):
             found, expected = fused(*inputs, **options), stock(*inputs, **options)
             torch.testing.assert_close(found, expected)
     assert pickle.loads(pickle.dumps(fused)).state_dict().keys() == stock.state_dict().keys()
+
+
+@pytest.mark.parametrize("method", [dict(), dict(kernel="linear", sparsifier="none")])
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6), (2, 6, 1, 1), (2, 6, 3, 5)])
+def test_what_follows_may_write_into_the_output(method, shape):
+    """Activations in place are common behind convolutions of one pixel and in MLPs."""
+    layer = nn.Conv2d(6, 4, 1) if len(shape) == 4 else nn.Linear(6, 4)
+    results = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(copy.deepcopy(layer), nn.ReLU(inplace)).requires_grad_(False)
+        (adapter,) = add_adapters(net, dict(rank=2, **method), ["*"]).values()
+        for factor in adapter.factors:
+            nn.init.normal_(factor)
+        x = torch.randn(*shape, requires_grad=True)
+        net(x).square().sum().backward()
+        results.append([x.grad, *(factor.grad for factor in adapter.factors)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(grad.abs().max() > 0 for grad in results[0])
