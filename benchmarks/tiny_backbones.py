@@ -80,6 +80,22 @@ TINY: dict[str, dict] = {
         "xcit_small_12_p16_224", embed_dim=16, depth=2, num_heads=2, out_indices=(0, 1)
     ),
     "timm MaxViT": timm("maxvit_tiny_tf_224", **_MAXVIT),
+    "timm CoAtNet": timm("coatnet_0_rw_224", **_MAXVIT),
+    "timm SAM ViT": timm("samvit_base_patch16", window_size=3, global_attn_indexes=(1,), **_VIT),
+    "timm Perception Encoder": timm("vit_pe_spatial_base_patch16_512", **_ROTARY),
+    "timm AIMv2": timm("aimv2_large_patch14_224", **_PATCH_14),
+    "timm ViT, rotary": timm("vit_base_patch16_rope_224", **_ROTARY),
+    "timm BEiT-3": timm("beit3_base_patch16_224", **_VIT),
+    "timm CaiT": timm("cait_xxs24_224", **_VIT),
+    "timm Swin v2 CR": timm(
+        "swinv2_cr_tiny_224", **{k: v for k, v in _SWIN.items() if k != "window_size"}
+    ),
+    "timm DaViT": timm("davit_tiny", **{**_PYRAMID, "embed_dims": (16, 16, 32, 32)}),
+    "timm FastViT": timm("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(8, 8, 16, 32)),
+    "timm EdgeNeXt": timm(
+        "edgenext_xx_small", depths=(1, 2, 2, 2), dims=(8, 8, 16, 16), heads=(2, 2, 2, 2)
+    ),
+    "timm InceptionNeXt": timm("inception_next_tiny", **_CONVNEXT),
 }
 
 #: Sizes besides 64x64 that each is tried at, where its family does not take its own size only.

@@ -176,6 +176,12 @@ FAMILIES: dict[str, Family] = {
         modules=("timm.models.hiera",),
         sizes="img_size",
     ),
+    "timm SAM ViT": Family(modules=("timm.models.vision_transformer_sam",), sizes=16),
+    "timm CaiT and Swin v2 CR": Family(
+        left_out={"meta_mlp.fc{}.weight": _POSITIONS},
+        modules=("timm.models.cait", "timm.models.swin_transformer_v2_cr"),
+        sizes="img_size",
+    ),
     "timm SAM 2 Hiera": Family(modules=("timm.models.hieradet_sam2",), sizes=32),
     "timm TinyViT": Family(
         matrices={
