@@ -9,7 +9,7 @@ from torch import Tensor
 #: little beside the activations, large enough for matrix products to be efficient.
 TILE, MIN_COLUMNS = 400_000, 256
 #: By how much tiles may be larger where K and what its derivatives need are not kept for a tile.
-WIDER = 3
+WIDER = 2
 
 #: Share of active columns (rows) above which gathering them costs more than it saves.
 GATHER = 0.7

@@ -38,6 +38,10 @@ def test_wanted_entries_are_those_of_the_product(tokens, outs, columns, density)
     apart = sampled.sampled_product(left.T.contiguous().T, right.repeat(1, 2)[:, :columns],
                                     entries_of(wanted))  # fmt: skip
     assert torch.equal(apart, found)
+    same = left[:1].expand(tokens, -1)  # as the gradient of a mean over tokens
+    found = sampled.sampled_product(same, right, entries_of(wanted))
+    exact = (same.double().T @ right.double()) * wanted
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_bits_whatever_the_threads_and_other_entries(monkeypatch):

@@ -54,8 +54,8 @@ _SIGNATURES = {
     "snella_look": "piiiipffppip",
     "snella_merge": "piiiippiffp",
     "snella_again": "miiffpipipippppp",
-    "snella_turn": "iipiiip",
-    "snella_sample": "iipiipiippi",
+    "snella_turn": "iipiiiip",
+    "snella_sample": "iipiipiiippi",
 }
 _TYPES = {
     "m": ctypes.POINTER(Matrix),

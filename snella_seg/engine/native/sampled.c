@@ -88,13 +88,13 @@ static void turn(const float *from, int64_t stride, int64_t tokens, int64_t coun
     }
 }
 
-/* Strips begin:end of from (tokens, columns), turned to (strips, STRIP times padded tokens). */
+/* Parts begin:end of from (tokens, columns), `width` columns each, turned to (parts, width times
+ * padded tokens). */
 int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, int64_t tokens,
-                int64_t columns, float *to) {
-    for (int64_t index = begin; index < end; index++) {
-        int64_t first = index * STRIP, count = columns - first < STRIP ? columns - first : STRIP;
-        turn(from + first, stride, tokens, count, STRIP,
-             to + first * vectors_of(tokens) * LANES);
+                int64_t columns, int64_t width, float *to) {
+    for (int64_t first = begin * width; first < end * width && first < columns; first += width) {
+        int64_t count = columns - first < width ? columns - first : width;
+        turn(from + first, stride, tokens, count, width, to + first * vectors_of(tokens) * LANES);
     }
     return 0;
 }
@@ -184,42 +184,70 @@ static __attribute__((noinline)) void partial_of(int64_t depth, const float *g, 
     }
 }
 
-/* Row blocks begin:end of to (outs, columns): g^T x where masks (strips, outs) say so, else 0.
- * g (tokens, outs) is not turned, x is. */
-int snella_sample(int64_t begin, int64_t end, const float *g, int64_t g_stride, int64_t outs,
-                  const float *x, int64_t tokens, int64_t columns, const uint64_t *masks,
-                  float *to, int64_t stride) {
-    int64_t vectors = vectors_of(tokens);
-    float *turned = aligned_alloc(64, 4 * BLOCK * vectors * LANES);
-    half *partials = aligned_alloc(64, sizeof(half) * (BLOCK * STRIP + LANES));
-    entries *wanted = malloc(sizeof(entries));
-    if (!turned || !partials || !wanted) { free(turned); free(partials); free(wanted); return 1; }
-    for (int64_t row = begin * BLOCK; row < end * BLOCK && row < outs; row += BLOCK) {
-        int64_t rows = outs - row < BLOCK ? outs - row : BLOCK;
-        turn(g + row, g_stride, tokens, rows, BLOCK, turned);
-        for (int64_t first = 0; first < columns; first += STRIP) {
-            int64_t width = columns - first < STRIP ? columns - first : STRIP;
-            list(masks + first / STRIP * outs + row, rows, wanted);
-            memset(partials, 0, sizeof(half) * wanted->entries);
-            for (int64_t chunk = 0; chunk < chunks_of(vectors); chunk++) {
-                int64_t start = chunk_start(vectors, chunk);
-                partial_of(chunk_start(vectors, chunk + 1) - start, turned + start * LANES * BLOCK,
-                           x + (first * vectors + start * STRIP) * LANES, wanted, partials);
-            }
-            for (int64_t r = 0; r < rows; r++) memset(to + (row + r) * stride + first, 0, 4 * width);
-            const uint8_t *column = wanted->column;
-            float ready[LANES];
-            for (int64_t n = 0, done = 0; n < wanted->rows; n++) {
-                float *line = to + (row + wanted->row[n]) * stride + first;
-                for (int count = wanted->count[n]; count; count--, done++) {
-                    if (done % LANES == 0) *(vec *)ready = sums(partials + done);
-                    line[*column++] = ready[done % LANES];
-                }
-            }
+/* What a call works with. */
+typedef struct {
+    int64_t vectors, outs, columns, stride;
+    const uint64_t *masks;
+    float *to;
+    half *partials;
+    entries wanted;
+} work;
+
+/* The entries of one block of rows and one strip, of their turned operands. */
+static void make(work *w, const float *g, const float *x, int64_t row, int64_t first) {
+    int64_t rows = w->outs - row < BLOCK ? w->outs - row : BLOCK;
+    int64_t width = w->columns - first < STRIP ? w->columns - first : STRIP;
+    entries *wanted = &w->wanted;
+    list(w->masks + first / STRIP * w->outs + row, rows, wanted);
+    memset(w->partials, 0, sizeof(half) * wanted->entries);
+    for (int64_t chunk = 0; chunk < chunks_of(w->vectors); chunk++) {
+        int64_t start = chunk_start(w->vectors, chunk);
+        partial_of(chunk_start(w->vectors, chunk + 1) - start, g + start * LANES * BLOCK,
+                   x + start * LANES * STRIP, wanted, w->partials);
+    }
+    float *to = w->to + row * w->stride + first, ready[LANES];
+    for (int64_t r = 0; r < rows; r++) memset(to + r * w->stride, 0, 4 * width);
+    const uint8_t *column = wanted->column;
+    for (int64_t n = 0, done = 0; n < wanted->rows; n++) {
+        float *line = to + wanted->row[n] * w->stride;
+        for (int count = wanted->count[n]; count; count--, done++) {
+            if (done % LANES == 0) *(vec *)ready = sums(w->partials + done);
+            line[*column++] = ready[done % LANES];
         }
+    }
+}
+
+/* to (outs, columns): g^T x where masks (strips, outs) say so, else 0; g is (tokens, outs), x
+ * (tokens, columns). Of the two the one whose stride is negative is turned already, in blocks or strips;
+ * begin:end count the parts of the other, which is turned here, part by part. */
+int snella_sample(int64_t begin, int64_t end, const float *g, int64_t g_stride, int64_t outs,
+                  const float *x, int64_t x_stride, int64_t tokens, int64_t columns,
+                  const uint64_t *masks, float *to, int64_t stride) {
+    int64_t size = vectors_of(tokens) * LANES; /* of a turned feature */
+    float *turned = aligned_alloc(64, 4 * size * (x_stride >= 0 ? STRIP : BLOCK));
+    half *partials = aligned_alloc(64, sizeof(half) * (BLOCK * STRIP + LANES));
+    work *w = malloc(sizeof(work));
+    if (!turned || !partials || !w) { free(turned); free(partials); free(w); return 1; }
+    w->vectors = vectors_of(tokens);
+    w->outs = outs;
+    w->columns = columns;
+    w->stride = stride;
+    w->masks = masks;
+    w->to = to;
+    w->partials = partials;
+    for (int64_t first = begin * STRIP; x_stride >= 0 && first < end * STRIP && first < columns;
+         first += STRIP) {
+        snella_turn(0, 1, x + first, x_stride, tokens, columns - first, STRIP, turned);
+        for (int64_t row = 0; row < outs; row += BLOCK) make(w, g + row * size, turned, row, first);
+    }
+    for (int64_t row = begin * BLOCK; g_stride >= 0 && row < end * BLOCK && row < outs;
+         row += BLOCK) {
+        snella_turn(0, 1, g + row, g_stride, tokens, outs - row, BLOCK, turned);
+        for (int64_t first = 0; first < columns; first += STRIP)
+            make(w, turned, x + first * size, row, first);
     }
     free(turned);
     free(partials);
-    free(wanted);
+    free(w);
     return 0;
 }

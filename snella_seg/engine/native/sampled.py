@@ -63,13 +63,23 @@ def sampled_product(
     """
     (tokens, outs), columns = left.shape, right.shape[1]
     left, right = (t if t.stride(1) == 1 else t.contiguous() for t in (left, right))
-    strips, weights = strips_of(columns), outs * columns
-    turned = right.new_empty(strips * STRIP * -(-tokens // LANES) * LANES)
-    turning = (right, right.stride(0), tokens, columns, turned)
-    run("snella_turn", (), strips, columns * tokens, *turning)
     out = left.new_empty(outs, columns) if out is None else out
-    operands = (left, left.stride(0), outs, turned, tokens, columns)
-    run(
-        "snella_sample", (), -(-outs // BLOCK), weights, *operands, wanted.masks, out, out.stride(0)
-    )
+    if outs > columns:  # the smaller operand is turned at once, the other part by part
+        parts, sources = -(-outs // BLOCK), (left, left.stride(0), outs, _turned(right, STRIP), -1)
+    else:
+        sources = (_turned(left, BLOCK), -1, outs, right, right.stride(0))
+        parts = strips_of(columns)
+    result = (wanted.masks, out, out.stride(0))
+    run("snella_sample", (), parts, outs * columns, *sources, tokens, columns, *result)
     return out
+
+
+def _turned(operand: Tensor, width: int) -> Tensor:
+    """An operand (M, features) with each feature's tokens side by side, in parts of ``width``
+    features, as ``sampled.c`` takes it."""
+    tokens, features = operand.shape
+    parts = -(-features // width)
+    turned = operand.new_empty(parts * width * -(-tokens // LANES) * LANES)
+    given = (operand, operand.stride(0), tokens, features, width, turned)
+    run("snella_turn", (), parts, features * tokens, *given)
+    return turned
