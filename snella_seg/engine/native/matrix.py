@@ -4,7 +4,6 @@ It works on strips of columns, which are shared out among as many threads as tor
 summed over strips is summed in their order, so no bit depends on how many threads there are.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ class NativeMatrix:
         self.kind = CENTRED if get_kernel(rule.kernel).centred else MIXED if scalars else PLAIN
         outs, ins = self.shape
         self.first, self.second, self.means, masks = state[3:] if state else (None,) * 4
-        self.entries = None if masks is None else Entries(_as_bits(masks), ins)
+        self.entries = None if masks is None else Entries.of_state(masks, ins)
         self.threshold = 0.0 if not state or state[0] is None else float(state[0])
         self.unit = 1.0 if not state or state[2] is None else float(state[2])
         self.grad_p, self.grad_q = torch.zeros_like(self.p), torch.zeros_like(self.q)
@@ -287,7 +286,8 @@ def write_delta(
             found = search.finish(out)
         threshold, masks = found, matrix.merge(out, means, base, float(found), scale)
     kept = masks.view(torch.float32) if 1 - sparsity <= DENSEST else None
-    return threshold, _active(masks, out), unit, matrix.first, matrix.second, matrix.means, kept
+    active = Entries(masks, out.shape[1]).active()
+    return threshold, active, unit, matrix.first, matrix.second, matrix.means, kept
 
 
 def _collected(search: ThresholdSearch, counts: Tensor, values: Tensor) -> bool:
@@ -298,15 +298,3 @@ def _collected(search: ThresholdSearch, counts: Tensor, values: Tensor) -> bool:
     parts = [part[:n] for part, n in zip(values, found, strict=True)]
     search.add_counted(torch.cat(parts), *counts[:, :2].sum(0).tolist())
     return True
-
-
-def _active(masks: Tensor, out: Tensor) -> Tensor | None:
-    """Indices of the columns that hold an entry that takes part, None when those are most."""
-    any_row = torch.from_numpy(np.bitwise_or.reduce(masks.numpy(), axis=1))
-    found = ((any_row[:, None] >> torch.arange(STRIP)) & 1).flatten().nonzero()[:, 0]
-    return found if len(found) <= cut.GATHER * out.shape[1] else None
-
-
-def _as_bits(masks: Tensor) -> Tensor:
-    """Masks (strips, out) of the numbers that carry them in a state, (strips, 2 out)."""
-    return (masks if masks.storage_offset() % 2 == 0 else masks.clone()).view(torch.int64)

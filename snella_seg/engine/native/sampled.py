@@ -7,9 +7,11 @@ so this pays where the delta is sparse.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .. import columns as cut
 from ..columns import Columns
 from .strips import LANES, STRIP, run, strips_of
 
@@ -30,6 +32,18 @@ class Entries:
 
     masks: Tensor
     columns: int
+
+    @classmethod
+    def of_state(cls, masks: Tensor, columns: int) -> "Entries":
+        """Of masks in the guise of floats, (strips, 2 out), as a state carries them."""
+        aligned = masks if masks.storage_offset() % 2 == 0 else masks.clone()
+        return cls(aligned.view(torch.int64), columns)
+
+    def active(self) -> Tensor | None:
+        """Indices of the columns that hold such an entry, None when those are most."""
+        rows = torch.from_numpy(np.bitwise_or.reduce(self.masks.numpy(), axis=1))
+        found = ((rows[:, None] >> torch.arange(STRIP)) & 1).flatten().nonzero()[:, 0]
+        return found if len(found) <= cut.GATHER * self.columns else None
 
     def of(self, chosen: Columns) -> "Entries":
         """Those of some columns."""
