@@ -117,7 +117,7 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.lengths = [len(kept), *map(len, states)]
         ctx.input_dtype = x.dtype
         ctx.save_for_backward(weight, bias, *kept, *flat(states), *params)
-        return y
+        return y.data  # no view to autograd, which would forbid activations in place
 
     @staticmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]
