@@ -1,16 +1,20 @@
 """What each config of the zoo costs: the table of configs/README.md.
 
 ``python benchmarks/zoo.py`` counts, on the meta device, and prints the table as Markdown.
-``python benchmarks/zoo.py --measure NAME ...`` takes two training steps on one image of noise,
-each config in a process of its own, and adds memory and seconds of the second step to a file that
-the table reads (``--records``). Names are of the model, as ``swin_t``; none means all.
+``python benchmarks/zoo.py --measure NAME ...`` takes two training steps on one image of noise, and
+``--preflight NAME ...`` runs ``snella-seg preflight`` on stand-ins for data and weights
+(``stand_ins.py``); each config in a process of its own, what they find into a file that the table
+reads (``--records``). Names are of the model, as ``swin_t``; none means all. What the file holds is
+not done again, so that a run goes on where it was cut off.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +28,13 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from stand_ins import write_datasets, write_weights
 from torch import nn
 
 import snella_seg.register  # noqa: F401
-from snella_seg.configs import own, replace_type, type_name
+from snella_seg.configs import own, replace_type, tool, type_name
 from snella_seg.inject import list_adapters
+from snella_seg.loading.files import write_text
 
 CONFIGS = Path(own("_base_/snella_backbone.py")[0]).parents[1]
 #: Data set, as configs are named, -> its heading; the first is the one that is measured.
@@ -116,20 +122,48 @@ def _set_groups(node: dict) -> None:
             value["num_groups"] = 1
 
 
-def measure(names: list[str], records: Path) -> None:
-    """Measure configs, each in a process of its own; one that fails or takes too long has none."""
-    known = json.loads(records.read_text()) if records.exists() else {}
+def check(name: str) -> dict[str, bool | str]:
+    """Whether preflight passes, with all labels read and no iteration, or what it says."""
+    cfg = load(f"{name}_ade20k.py")
+    with tempfile.TemporaryDirectory() as folder:
+        write_datasets(cfg, Path(folder))
+        write_weights(build(cfg).backbone, Path(folder))
+        done = subprocess.run(
+            [sys.executable, tool("preflight.py"), CONFIGS / f"{name}_ade20k.py", "--iters", "0"],
+            cwd=folder,
+            env={**os.environ, "TORCH_HOME": f"{folder}/torch"},
+            capture_output=True,
+            text=True,
+        )
+    said = (done.stdout + done.stderr).strip()
+    return {"passed": done.returncode == 0, **({"said": said[-2000:]} if done.returncode else {})}
+
+
+def measure(names: list[str], records: Path, what: str, limit: int) -> None:
+    """Measure or check configs, each in a process of its own that is given up after a while."""
     for name in names:
-        command = [sys.executable, __file__, "--step", name]
+        known = read(records)
+        if what in known.get(name, {}):
+            continue
+        command = [sys.executable, __file__, f"--{what}-one", name]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
             lines = done.stdout.strip().splitlines()
-            known[name] = json.loads(lines[-1]) if done.returncode == 0 else {"failed": True}
+            found = (
+                json.loads(lines[-1]) if done.returncode == 0 else {"failed": done.stderr[-500:]}
+            )
         except subprocess.TimeoutExpired:
-            known[name] = {"beyond": LIMIT}
-        print(name, known[name], file=sys.stderr, flush=True)
+            found = {"beyond": limit}
+        print(name, found, file=sys.stderr, flush=True)
+        known = read(records)  # what another process has added meanwhile
+        known.setdefault(name, {})[what] = found
         records.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(json.dumps(known, indent=1) + "\n")
+        write_text(records, json.dumps(known, indent=1) + "\n")
+
+
+def read(records: Path) -> dict[str, dict]:
+    """What was found so far, by name."""
+    return json.loads(records.read_text()) if records.exists() else {}
 
 
 def row(name: str, data: list[str], measured: dict) -> str:
@@ -142,6 +176,7 @@ def row(name: str, data: list[str], measured: dict) -> str:
     tuned = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
     heads = sum(p.numel() for p in model.parameters() if p.requires_grad) - tuned
     share = 1 - cfg.custom_hooks[0].target_sparsity
+    step = measured.get("step", {})
     base = whole - sum(p.numel() for a in list_adapters(model).values() for p in a.parameters())
     cells = [
         f"`{name}`",
@@ -151,8 +186,9 @@ def row(name: str, data: list[str], measured: dict) -> str:
         f"{tuned / 1e6:.2f}",
         f"{heads / 1e6:.2f}",
         f"{100 * share * adapted / base:.0f} %",
-        f"{measured['gib']:.1f}" if "gib" in measured else "-",
-        f"{measured['seconds']:.1f}" if "seconds" in measured else "-",
+        f"{step['gib']:.1f}" if "gib" in step else "-",
+        f"{step['seconds']:.1f}" if "seconds" in step else "-",
+        {True: "yes", False: "no"}.get(measured.get("preflight", {}).get("passed"), "-"),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -160,23 +196,28 @@ def row(name: str, data: list[str], measured: dict) -> str:
 def main() -> None:
     """Measure, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", nargs="*", metavar="NAME")
+    parser.add_argument("--measure", dest="step", nargs="*", metavar="NAME")
+    parser.add_argument("--preflight", nargs="*", metavar="NAME")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds for each config")
+    parser.add_argument("--step-one", help=argparse.SUPPRESS)
+    parser.add_argument("--preflight-one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("WARNING")
-    if args.step:
-        print(json.dumps(step(args.step)))
+    if args.step_one or args.preflight_one:
+        print(json.dumps(step(args.step_one) if args.step_one else check(args.preflight_one)))
         return
     configs = zoo()
-    if args.measure is not None:
-        wanted = args.measure or [""]
-        measure([n for n in configs if any(n.endswith(w) for w in wanted)], args.records)
+    for what in ("step", "preflight"):
+        if (wanted := getattr(args, what)) is not None:
+            names = [n for w in wanted or [""] for n in configs if n.endswith(w)]
+            measure(names, args.records, what, args.limit)
+    if args.step is not None or args.preflight is not None:
         return
-    known = json.loads(args.records.read_text()) if args.records.exists() else {}
+    known = read(args.records)
     columns = ("config", "head", "data sets", "backbone, M", "learnable in it, M", "heads, M")
-    columns += ("non-zero in the end", "GiB", "s")
-    print(f"| {' | '.join(columns)} |\n{'|---' * 3}{'|---:' * 6}|")
+    columns += ("non-zero in the end", "GiB", "s", "preflight")
+    print(f"| {' | '.join(columns)} |\n{'|---' * 3}{'|---:' * 6}|---|")
     for name, data in configs.items():
         print(row(name, data, known.get(name, {})), flush=True)
 

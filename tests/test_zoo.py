@@ -15,6 +15,7 @@ import snella_seg.register  # noqa: F401
 from snella_seg.inject import detach_adapters, list_adapters
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+from stand_ins import write_datasets, write_weights  # noqa: E402
 from zoo import CONFIGS, batch, build, load, on_meta  # noqa: E402
 
 ADAPTED = [
@@ -163,3 +164,25 @@ def test_the_source_of_a_shift_is_stock():
     assert cfg.train_dataloader.dataset.data_root == "data/gta/"
     assert cfg.val_dataloader.dataset.data_root == "data/cityscapes/"
     assert cfg.train_dataloader.dataset.data_prefix.img_path == "images"
+
+
+@pytest.mark.parametrize("data", ["ade20k", "pascal_context", "pascal_context_60", "cityscapes"])
+def test_stand_ins_are_read_as_the_data_sets_are(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load(f"segformer/snella_segformer_b0_{data}.py")
+    write_datasets(cfg, tmp_path)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == 2
+        assert dataset[0]["inputs"].shape[0] == 3
+    classes = set(dataset[0]["data_samples"].gt_sem_seg.data.unique().tolist())
+    assert classes - {255} == set(range(len(dataset.METAINFO["classes"])))
+
+
+def test_stand_ins_of_weights_are_loaded_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load("vit/snella_upernet_vit_s_ade20k.py")
+    model = build(cfg)
+    assert write_weights(model.backbone, tmp_path) == tmp_path / model.backbone.named_source
+    model.init_weights()
+    assert model.backbone.base_is_loaded

@@ -106,3 +106,16 @@ def test_a_pointwise_convolution_is_a_linear_layer(stride):
     (right,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(grad, right)
     assert adapted[0].weight.shape == (4, 6, 1, 1)
+
+
+def test_an_activation_in_place_may_follow_a_pointwise_convolution():
+    """In channels_last, too, where the map is a view of what the product gives."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(6, 4, 1), nn.SiLU(inplace=True)).requires_grad_(False)
+    x = torch.randn(2, 6, 5, 7).to(memory_format=torch.channels_last)
+    (adapter,) = add_adapters(plain, dict(rank=4), ["*"]).values()
+    expected = nn.functional.silu(nn.functional.conv2d(x, plain[0].weight, plain[0].bias))
+    y = plain(x)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    assert all(factor.grad is not None for factor in adapter.factors)
