@@ -90,7 +90,6 @@ TINY: dict[str, dict] = {
     "timm Swin v2 CR": timm(
         "swinv2_cr_tiny_224", **{k: v for k, v in _SWIN.items() if k != "window_size"}
     ),
-    "timm DaViT": timm("davit_tiny", **{**_PYRAMID, "embed_dims": (16, 16, 32, 32)}),
     "timm FastViT": timm("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(8, 8, 16, 32)),
     "timm EdgeNeXt": timm(
         "edgenext_xx_small", depths=(1, 2, 2, 2), dims=(8, 8, 16, 16), heads=(2, 2, 2, 2)
