@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from snella_seg.engine import Bracket, self_check, tiles
 from snella_seg.engine.blocks import DeltaBlock, Maker, makers
+from snella_seg.engine.native import strips
 from snella_seg.engine.native.matrix import NativeMatrix, write_delta
 from snella_seg.engine.product import adapted_linear
 from snella_seg.functional import DeltaRule
@@ -83,9 +85,12 @@ def test_gradients_against_double_precision(rule):
         assert (ours.double() - exact).norm() <= 1e-4 * exact.norm()
 
 
+@pytest.mark.parametrize("pool", [False, True], ids=["team", "pool"])
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_the_same_bits_whatever_the_threads_and_tiles(rule, monkeypatch):
+def test_the_same_bits_whatever_the_threads_and_tiles(rule, pool, monkeypatch):
     params = params_of(rule, 130, 600)
+    if pool:  # as where torch's runtime is not GNU's
+        monkeypatch.setattr("snella_seg.engine.native.strips._team", lambda: None)
     monkeypatch.setattr("snella_seg.engine.native.strips.SMALL", 1)
     threads = torch.get_num_threads()
     try:
@@ -96,6 +101,15 @@ def test_the_same_bits_whatever_the_threads_and_tiles(rule, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_every_job_is_done_and_a_failure_is_told():
+    """A team may have fewer threads than there are jobs."""
+    done = []
+    jobs = [partial(lambda i: done.append(i) or i % 7 == 3, i) for i in range(40)]
+    results = strips._share_out(jobs)
+    assert sorted(done) == list(range(40)) and len(results) == 40
+    assert [i for i, failed in enumerate(results) if failed] == [3, 10, 17, 24, 31, 38]
 
 
 def write_and_again(params, rule):
