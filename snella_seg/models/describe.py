@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from ..configs import type_name
 from ..inject import Coverage, cover, list_adapters
 from .backbone import SnellaBackbone
+from .bands import input_bands
 
 #: Height and width of the image that backbones of any size are tried with; strides divide it.
 _SIZE = 128
@@ -43,8 +44,7 @@ def describe_backbone(backbone: Mapping[str, Any] | SnellaBackbone) -> BackboneF
         backbone = MODELS.build(ConfigDict(config))
     parameter = next(backbone.parameters())
     size = backbone.image_sizes.img_size or (_SIZE, _SIZE)
-    convolution = next(m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d))
-    image = parameter.new_zeros(1, convolution.in_channels, *size)
+    image = parameter.new_zeros(1, input_bands(backbone), *size)
     training = {module: module.training for module in backbone.modules()}
     try:
         backbone.eval()

@@ -12,6 +12,7 @@ pytest.importorskip("timm")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import backbones  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
 from tiny_backbones import TINY  # noqa: E402
 
@@ -45,6 +46,23 @@ def test_describe_gives_what_a_head_needs(name, channels, strides):
     facts = describe_backbone(TINY[name])
     assert (facts.channels, facts.strides) == (channels, strides)
     assert 0 < facts.coverage.share < 1
+
+
+def test_a_backbone_may_do_without_convolutions():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.blocks = nn.Linear(3 * 16 * 16, 8), nn.ModuleList([Block()])
+            del self.blocks[0].mlp.spatial
+
+        def forward(self, x):
+            rows = nn.functional.unfold(x, 16, stride=16).movedim(1, 2)
+            maps = self.blocks[0].mlp.fc1(self.embed(rows))
+            return (maps.movedim(2, 1).unflatten(2, (x.shape[2] // 16, -1)),)
+
+    MODELS.register_module(module=Rows, force=True)
+    facts = describe_backbone(dict(type="Rows"))
+    assert facts.channels == (8,) and facts.strides == (16,)
 
 
 class Block(nn.Module):
