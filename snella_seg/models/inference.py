@@ -54,7 +54,7 @@ def _check_adapters(model: nn.Module, state_dict, prefix: str, *_) -> None:
 
 
 def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
-    misfits, by_classes = [], []
+    misfits, other_classes = [], []
     for name, value in model.state_dict().items():
         found = state_dict.get(prefix + name)
         if name.startswith("backbone.") or not value.is_floating_point():
@@ -62,21 +62,20 @@ def _check_heads(model: nn.Module, state_dict, prefix: str, *_) -> None:
         if found is None and not name.startswith("auxiliary_head."):
             misfits.append(f"{name} is missing")
         elif found is not None and found.shape != value.shape:
-            shapes = f"{tuple(found.shape)} instead of {tuple(value.shape)}"
-            misfits.append(f"{name} is {shapes}")
-            by_classes.append(".conv_seg." in name and found.shape[1:] == value.shape[1:])
-    if misfits and len(by_classes) == len(misfits) and all(by_classes):
-        raise CheckpointError(
-            f"the checkpoint does not fit this model: {misfits[0]}, so its heads are for other "
-            "classes; set num_classes of model.decode_head and model.auxiliary_head, and the "
-            "dataset's classes"
-        )
-    if misfits:
-        raise CheckpointError(
-            f"the checkpoint does not fit this model: {'; '.join(misfits[:4])}"
-            + (f" and {len(misfits) - 4} more" if len(misfits) > 4 else "")
-            + ". Use the config that it was trained with"
-        )
+            misfits.append(f"{name} is {tuple(found.shape)} instead of {tuple(value.shape)}")
+            if ".conv_seg." in name and found.shape[1:] == value.shape[1:]:
+                other_classes.append(misfits[-1])
+    if not misfits:
+        return
+    if misfits == other_classes:
+        said, remedy = misfits[0], ", or set num_classes of its heads to that"
+    else:
+        more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+        said, remedy = "; ".join(misfits[:4]) + more, ""
+    raise CheckpointError(
+        f"the checkpoint does not fit this model: {said}. Use the config that it was trained "
+        f"with{remedy}"
+    )
 
 
 def build_segmentor(cfg: Config, checkpoint: str | None = None) -> nn.Module:

@@ -220,7 +220,7 @@ def test_tools_called_amiss(tool, derive, finished, tmp_path):
     bare = config.with_name("no_tta.py")
     bare.write_text(f"_base_ = './{config.name}'\ntta_pipeline = None")
     for args, message in {
-        ("test", five, checkpoint): "instead of (5, 16, 1, 1), so its heads are for other classes",
+        ("test", five, checkpoint): "is (4, 16, 1, 1) instead of (5, 16, 1, 1). Use the config",
         ("test", config, checkpoint, "--work-dir", "/proc/none"): "the folder /proc/none cannot",
         ("train", config, "--work-dir", "/proc/none"): "the folder /proc/none cannot be made (No",
         ("test", config, run): "checkpoint not found",
