@@ -60,6 +60,15 @@ ENDINGS: Counter[str] = Counter()
 ONE_LINE = "one clear line"
 
 
+def import_peft():
+    """The package peft; skips the test or file where it is absent or goes with another torch."""
+    try:
+        import peft
+    except Exception as error:
+        pytest.skip(f"peft cannot be imported: {error}", allow_module_level=True)
+    return peft
+
+
 def refused(outcome, *fragments: str, code: int = 1) -> None:
     """Check that a tool has ended with one line on stderr that holds all fragments; count it.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import import_peft
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def assert_same(stock, plain, x, *more):
 
 
 def test_lora_is_at_the_same_sites_and_nothing_else_trains():
-    pytest.importorskip("peft")
+    import_peft()
     stock = cases.make_blocks(16, 2, 32)
     setting = cases.Setting(torch.device("cpu"), rank=2, tokens=5)
     model = tune(copy.deepcopy(stock), VARIANTS["lora"], setting.rank)
@@ -165,7 +166,7 @@ def test_a_failing_row_says_so_and_the_others_are_measured(monkeypatch):
 def test_step_runs_end_to_end(tmp_path, tool, monkeypatch, peft):
     """Sections add up in one file; without peft the LoRA rows are missing, with a reason."""
     if peft:
-        pytest.importorskip("peft")
+        import_peft()
     else:
         monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
     sections = ["model", "overhead"] if peft else ["block"]

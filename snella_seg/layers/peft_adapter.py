@@ -5,6 +5,7 @@ PEFT sees the rows of a packed weight as a linear layer of their own.
 """
 
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -214,12 +215,15 @@ def _make_layers(
 
 def _config_class(name: str | None, options: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """A config class of peft, and its arguments, checked."""
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("method='peft' needs the package peft: pip install 'snella_seg[peft]'")
     try:
         import peft
-    except ImportError:
+    except Exception as error:  # it imports transformers, which older versions of torch do not suit
         raise ImportError(
-            "method='peft' needs the package peft: pip install 'snella_seg[peft]'"
-        ) from None
+            f"peft cannot be imported ({type(error).__name__}: {error}); versions of peft and "
+            f"transformers that go with torch {torch.__version__} are needed"
+        ) from error
     known = [n for n in dir(peft) if n.endswith("Config") and n != "PeftConfig"]
     if name is None:
         raise ValueError("method='peft' needs config, a class of peft such as 'LoraConfig'")

@@ -43,11 +43,18 @@ def test_what_does_not_go_with_a_sharded_base_is_refused(options, said):
     check_sharding(runner_of(sharded, hooks=[SnellaCheckpointHook()]))
 
 
+needs_fsdp2 = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="needs torch 2.7 or newer"
+)
+
+
+@needs_fsdp2
 def test_a_model_without_anything_frozen_is_refused():
     with pytest.raises(ValueError, match="nothing is frozen: use MMDistributedDataParallel"):
         SnellaFullyShard(nn.Linear(2, 2))
 
 
+@needs_fsdp2
 def test_a_torch_that_cannot_leave_parameters_out_is_refused(monkeypatch):
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module: module)
     with pytest.raises(ValueError, match="needs torch 2.7 or later"):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import history, same_metrics, scores_of, validations
+from helpers import history, import_peft, same_metrics, scores_of, validations
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
@@ -35,7 +35,7 @@ def trained(model) -> set[str]:
 def options_of(method: str) -> dict:
     """What of the tiny config fits a method: those that adapt nothing take no rank."""
     if method == "peft":
-        pytest.importorskip("peft")
+        import_peft()
         return dict(method=dict(type="peft", config="LoraConfig", r=4), adapter=None)
     return dict(method=method) if METHODS[method].adapts else dict(method=method, adapter=None)
 
@@ -186,7 +186,7 @@ def test_lora_starts_as_the_stock_layer_and_learns():
 
 def test_lora_is_that_of_peft():
     """The same outputs and gradients as HF PEFT's LoRA layer with the same A and B."""
-    peft = pytest.importorskip("peft")
+    peft = import_peft()
     model = lora_layer(scale=0.5)
     adapter = next(iter(list_adapters(model).values()))
     nn.init.normal_(adapter.out_factors)

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import import_peft
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -163,7 +164,7 @@ def test_variants_that_make_no_sense(text, message):
 )
 def test_values_are_refused_before_any_run(tiny, tmp_path, text, message):
     if text.startswith("peft"):
-        pytest.importorskip("peft")
+        import_peft()
     tiny.model.backbone.adapter = dict(rank=8, heads=2)
     with pytest.raises(ValueError, match=message):
         compare(tiny, "c.py", ["frozen", text], work_dir=str(tmp_path / "study"))
@@ -192,7 +193,7 @@ def test_every_method_fits_a_config_that_spells_snella_out(method, tiny):
     )
     tiny.custom_hooks[0].allocation = "uniform"
     if method == "peft":
-        pytest.importorskip("peft")
+        import_peft()
     cfg = run_config(tiny, Run("peft:config=LoraConfig,r=4" if method == "peft" else method))
     model = MODELS.build(cfg.model)
     adapters = list_adapters(model).values()

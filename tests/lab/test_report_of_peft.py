@@ -1,6 +1,6 @@
 """Runs whose method is a dict, as that of peft's tuners is, are told of by their name."""
 
-import pytest
+from helpers import import_peft
 
 from snella_seg.inject import method_name
 
@@ -11,7 +11,7 @@ def test_a_method_is_named_by_a_string_or_a_dict():
 
 
 def test_a_run_of_peft_is_reported(tool, tiny_config_file, tmp_path):
-    pytest.importorskip("peft")
+    import_peft()
     config = tiny_config_file.with_name("peft.py")
     config.write_text(
         f"_base_ = './{tiny_config_file.name}'\n"

@@ -2,15 +2,17 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
+from helpers import import_peft
 from torch import nn
 
 from snella_seg.inject import add_adapters, freeze_base, list_adapters
 from snella_seg.layers import PeftAdapter
 
-peft = pytest.importorskip("peft")
+peft = import_peft()
 
 TUNERS = {
     "lora": dict(config="LoraConfig", r=4, lora_alpha=8, init_lora_weights=False),
@@ -132,6 +134,14 @@ def test_state_copies_and_pickles(tuner):
 def test_what_peft_cannot_do_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         add_adapters(stock(), options, ["0"], PeftAdapter)
+
+
+def test_a_peft_that_goes_with_another_torch_is_named(monkeypatch, tmp_path):
+    (tmp_path / "peft.py").write_text("from torch.nn import NoSuchThing")
+    monkeypatch.delitem(sys.modules, "peft")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"peft cannot be imported \(ImportError: .*NoSuchThing"):
+        add_adapters(stock(), dict(config="LoraConfig"), ["0"], PeftAdapter)
 
 
 def test_its_matrices_are_listed_like_others():

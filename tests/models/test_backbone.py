@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from helpers import import_peft
 from mmengine.config import ConfigDict
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
@@ -409,7 +410,7 @@ def test_models_are_copied_and_saved_whole(name, tmp_path):
 
 def test_dora_starts_from_the_loaded_weights(tmp_path):
     """Its magnitudes are the norms of the pretrained weights, so at the start nothing changes."""
-    pytest.importorskip("peft")
+    import_peft()
     inner = dict(type="VisionTransformer", img_size=32, patch_size=16, embed_dims=16, num_layers=2)
     inner |= dict(num_heads=2, mlp_ratio=2, out_indices=(1,))
     torch.manual_seed(0)
