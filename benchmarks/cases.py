@@ -9,6 +9,8 @@ from mmseg.models.backbones.vit import TransformerEncoderLayer
 from torch import Tensor, nn
 from variants import Variant, tune
 
+from snella_seg.inject import accumulate_gradients
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -19,6 +21,7 @@ class Setting:
     rank: int = 32
     batch: int = 1
     tokens: int = 1025
+    micro_batches: int = 1
 
 
 def fill_zeros(model: nn.Module) -> nn.Module:
@@ -67,14 +70,24 @@ def linear_case(
 def gradient_case(
     key: str, label: str, model: nn.Module, shape: tuple[int, ...], setting: Setting
 ) -> Case:
-    """A module on a random input that takes a gradient, with a random gradient of the output."""
+    """A module on a random input that takes a gradient, with a random gradient of the output.
+
+    Of several micro-batches all but the last one's backward pass are in the step's forward pass.
+    """
     model.to(setting.device).train()
     x = torch.randn(shape, device=setting.device, requires_grad=True)
 
-    def forward():
+    def micro_batch(more):
+        if setting.micro_batches > 1:
+            accumulate_gradients(model, more)
         with autocast(setting.device, setting.dtype):
             y = model(x)
         return y if isinstance(y, tuple) else (y,)
+
+    def forward():
+        for _ in range(setting.micro_batches - 1):
+            backward(micro_batch(True))
+        return micro_batch(False)
 
     grads = []
 

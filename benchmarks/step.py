@@ -76,6 +76,12 @@ def parse_args():
         default=512,
         help="width of the UperNet head; 64 makes the backbone's share visible",
     )
+    p.add_argument(
+        "--micro-batches",
+        type=int,
+        default=1,
+        help="how many a step of a layer or block adds up (gradient accumulation)",
+    )
     args = options.finish(p.parse_args())
     if args.smoke:
         args.model_rounds, args.head_channels, args.batch = 1, 8, args.batch or [1]
@@ -113,7 +119,14 @@ class Bench:
 
     def settings(self, section: str, tokens: int = 1025):
         for batch in self.args.batch or BATCHES[section]:
-            yield Setting(self.args.device, self.args.dtype, self.args.rank, batch, tokens)
+            yield Setting(
+                self.args.device,
+                self.args.dtype,
+                self.args.rank,
+                batch,
+                tokens,
+                self.args.micro_batches,
+            )
 
     def linear(self) -> None:
         width, tokens = (32, 17) if self.args.smoke else (768, 1025)
@@ -210,7 +223,9 @@ class Bench:
 
     def describe(self, setting: Setting, model: bool = False) -> str:
         what = f"{self.args.head_channels}-channel head" if model else f"{setting.tokens} tokens"
-        return f"{what}, batch {setting.batch}, {setting.dtype}"
+        several = setting.micro_batches > 1 and not model
+        times = f" x {setting.micro_batches} micro-batches" if several else ""
+        return f"{what}, batch {setting.batch}{times}, {setting.dtype}"
 
     def announce(self, name: str) -> None:
         print(f"{name}: building, warming up, measuring memory", flush=True)

@@ -5,12 +5,14 @@
 (``stack``: tiles on a CPU, Triton on a GPU, the rule itself), what is kept and what made again.
 """
 
+from .accumulation import Accumulator
 from .blocks import DeltaBlock
 from .product import adapted_linear, adapted_weight
 from .stack import merge_deltas
 from .threshold_search import Bracket, find_threshold
 
 __all__ = [
+    "Accumulator",
     "Bracket",
     "DeltaBlock",
     "adapted_linear",

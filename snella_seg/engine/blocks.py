@@ -10,6 +10,7 @@ from torch import Tensor
 from ..functional import DeltaRule
 from ..functional.delta import HALF
 from . import native, self_check, tiles, triton_delta
+from .accumulation import Accumulator
 from .threshold_search import Bracket
 from .tiles import State
 
@@ -34,6 +35,7 @@ class DeltaBlock:
         params: in_factors (H, in, r/H), out_factors (H, stop - start, r/H), then scalars; or
             whatever the rule takes.
         bracket: where its threshold was last time; kept by whoever makes blocks again and again.
+        accumulator: what the micro-batches of a step share, likewise; None for one at a time.
     """
 
     start: int
@@ -42,6 +44,7 @@ class DeltaBlock:
     sparsity: float
     params: tuple[Tensor, ...]
     bracket: Bracket = field(default_factory=Bracket)
+    accumulator: Accumulator | None = None
 
     @property
     def rows(self) -> slice:
@@ -94,7 +97,13 @@ class MadeBlock:
     @property
     def active(self) -> Tensor | None:
         """Of a delta of tiles: the columns that are differentiated, None for most or all."""
-        return self.state[1]
+        return None if self.accumulator is not None else self.state[1]
+
+    @property
+    def accumulator(self) -> Accumulator | None:
+        """What keeps this delta, and takes its gradient, until the last micro-batch of a step."""
+        kept_by = self.block.accumulator
+        return kept_by if kept_by is not None and kept_by.holds(self.state) else None
 
 
 def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:

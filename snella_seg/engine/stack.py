@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import columns as cut
 from . import native, tiles, triton_delta, whole_delta
+from .accumulation import AccumulatedMatrix
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
 from .columns import Columns, Product
 from .matmul import matmul, matmul_into, transposed_matmul
@@ -59,12 +60,25 @@ def merge_deltas(
         recipe = (block.params, block.rule, block.sparsity)
         if maker is Maker.TRITON:
             states.append(triton_delta.launch_delta(*recipe, part, out, scale)[1])
-        elif maker in (Maker.TILES, Maker.NATIVE):
-            write = native.write_delta if maker is Maker.NATIVE else tiles.write_delta
-            states.append(write(*recipe, block.bracket, out, part, scale))
+        elif maker is Maker.NATIVE:
+            states.append(_write_native(block, out, part, scale))
+        elif maker is Maker.TILES:
+            states.append(tiles.write_delta(*recipe, block.bracket, out, part, scale))
         else:
             states.append(whole_delta.write_whole(*recipe, out, part, scale))
     return merged, states
+
+
+def _write_native(block: DeltaBlock, out: Tensor, base: Tensor | None, scale: float) -> State:
+    """Let the library make a delta, unless an earlier micro-batch of the same step has."""
+    kept = block.accumulator
+    state = None if kept is None else kept.recall(block, out, base, scale)
+    if state is None:
+        recipe = (block.params, block.rule, block.sparsity, block.bracket)
+        state = native.write_delta(*recipe, out, base, scale)
+        if kept is not None:
+            kept.keep(block, out, base, scale, state)
+    return state
 
 
 def product_backward(
@@ -167,12 +181,7 @@ def _backward_tiled(
     the other deltas, those that hold non-zero weights only.
     """
     kinds = makers([entry.block for entry in made])
-    matrices = [
-        (NativeMatrix if kind is Maker.NATIVE else tiles.TiledMatrix)(
-            entry.block.params, entry.block.rule, entry.state
-        )
-        for entry, kind in zip(made, kinds, strict=True)
-    ]
+    matrices = [_matrix_of(entry, kind) for entry, kind in zip(made, kinds, strict=True)]
 
     def product_of(entry: MadeBlock) -> Product | None:
         return partial(grad_delta, entry.block) if any(entry.needs) else None
@@ -215,6 +224,15 @@ def _backward_tiled(
             if use_sparse is not None:
                 use_sparse(block.rows, chosen, delta)
     return [g for entry, matrix in pairs for g in matrix.gradients(entry.needs)]
+
+
+def _matrix_of(
+    entry: MadeBlock, kind: Maker
+) -> NativeMatrix | AccumulatedMatrix | tiles.TiledMatrix:
+    if entry.accumulator is not None:
+        return AccumulatedMatrix(entry.block, entry.accumulator)
+    matrix = NativeMatrix if kind is Maker.NATIVE else tiles.TiledMatrix
+    return matrix(entry.block.params, entry.block.rule, entry.state)
 
 
 def _backward_whole(

@@ -6,10 +6,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..engine.self_check import native_finding
+from ..inject import restore_sums, waiting_sums
 from .of_runner import has_updated, plain_model
 from .seeding import PositionSampler, seed_samples, seed_step
 
-_GRADIENTS = "snella_gradients"
+_GRADIENTS, _SUMS = "snella_gradients", "snella_gradient_sums"
 _MAKER = "snella_cpu_deltas"
 
 
@@ -28,6 +29,7 @@ class ExactResumeHook(Hook):
 
     def __init__(self) -> None:
         self._gradients: dict | None = None
+        self._sums: dict | None = None
         self._maker: str | None = None
         self._sampler: PositionSampler | None = None
         self._rank = 0
@@ -40,7 +42,12 @@ class ExactResumeHook(Hook):
             named = dict(plain_model(runner).named_parameters())
             for name, gradient in self._gradients.items():
                 named[name].grad = gradient.to(named[name].device)
-        self._gradients = None
+            if not restore_sums(plain_model(runner), self._sums or {}):
+                runner.logger.warning(
+                    "gradients of deltas that waited for more micro-batches are lost: they are "
+                    "of the compiled library, which is not in use here"
+                )
+        self._gradients = self._sums = None
 
     def _say_who_makes_deltas(self, runner) -> None:
         now, before, self._maker = _maker(), self._maker, None
@@ -88,6 +95,7 @@ class ExactResumeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._gradients = checkpoint.pop(_GRADIENTS, None)
+        self._sums = checkpoint.pop(_SUMS, None)
         self._maker = checkpoint.pop(_MAKER, "plain torch")
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -99,6 +107,7 @@ class ExactResumeHook(Hook):
         waiting = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
         if waiting:
             checkpoint[_GRADIENTS] = waiting
+            checkpoint[_SUMS] = waiting_sums(plain_model(runner))
 
 
 def _on_cpu(runner) -> bool:

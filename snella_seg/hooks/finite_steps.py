@@ -4,10 +4,11 @@ import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..inject import settle_gradients
 from ..layers.typed_options import typed_options
-from .of_runner import has_updated, optim_wrappers, plain_model
+from .of_runner import has_updated, micro_batches, optim_wrappers, plain_model
 
 
 class TrainingDiverged(Exception):
@@ -55,6 +56,7 @@ class FiniteStepsHook(Hook):
         self._statistics: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._handles: list = []
+        self._model: nn.Module | None = None
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -74,6 +76,7 @@ class FiniteStepsHook(Hook):
             for buffer in module.buffers(recurse=False)
         ]
         self._kept = [buffer.clone() for buffer in self._statistics]
+        self._model = plain_model(runner) if micro_batches(runner) > 1 else None
         for wrapper in optim_wrappers(runner):
             self._handles.append(wrapper.optimizer.register_step_pre_hook(self._before_step))
 
@@ -86,6 +89,8 @@ class FiniteStepsHook(Hook):
 
     @torch.compiler.disable  # mmengine may compile a whole train step
     def _before_step(self, optimizer, args, kwargs) -> None:
+        if self._model is not None:
+            settle_gradients(self._model)
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None:  # a fused optimizer skips by itself
             self._taken = not bool(overflow)

@@ -19,10 +19,19 @@ def optim_wrappers(runner) -> list:
 
 def steps_within(runner, iterations: int) -> int:
     """How many steps the optimizers take in a number of iterations."""
-    each = max(getattr(w, "_accumulative_counts", 1) for w in optim_wrappers(runner))
-    return math.ceil(iterations / each)
+    return math.ceil(iterations / micro_batches(runner))
+
+
+def micro_batches(runner) -> int:
+    """How many iterations a step of the optimizers takes."""
+    return max(getattr(w, "_accumulative_counts", 1) for w in optim_wrappers(runner))
 
 
 def has_updated(runner) -> bool:
     """Whether the last iteration ended with an update, so that no gradients wait for more."""
     return all(wrapper.should_update() for wrapper in optim_wrappers(runner))
+
+
+def will_update(runner) -> bool:
+    """Whether the iteration that begins will end with an update."""
+    return all(wrapper.should_sync() for wrapper in optim_wrappers(runner))

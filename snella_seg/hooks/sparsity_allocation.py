@@ -11,13 +11,20 @@ from mmengine.registry import HOOKS
 from ..budget import SizeGuard, SparsityAllocator, append_line, current_delta, start_history
 from ..budget.wording import allocation_text, no_reallocation_text, resumed_text
 from ..functional import SCHEDULES
-from ..inject import METHODS, Method, allocation_mode, summarize
+from ..inject import (
+    METHODS,
+    Method,
+    accumulate_gradients,
+    allocation_mode,
+    drop_gradients,
+    summarize,
+)
 from ..inject.methods import ALLOCATIONS
 from ..layers.typed_options import typed_options
 from .epochs import images_per_iteration, iterations_between
 from .finite_steps import FiniteStepsHook
 from .label_check import LabelCheckHook
-from .of_runner import optim_wrappers, plain_model, steps_within
+from .of_runner import micro_batches, optim_wrappers, plain_model, steps_within, will_update
 from .sharding import check_sharding
 
 
@@ -125,6 +132,7 @@ class SparsityAllocationHook(Hook):
         for kind in (FiniteStepsHook, LabelCheckHook):
             if not any(isinstance(hook, kind) for hook in runner.hooks):
                 runner.register_hook(kind())
+        drop_gradients(plain_model(runner))  # of a run that was broken off
 
     def before_train(self, runner) -> None:
         check_sharding(runner)
@@ -175,6 +183,9 @@ class SparsityAllocationHook(Hook):
             left = self.period - runner.iter % self.period
             steps = None if runner.iter + left >= runner.max_iters else steps_within(runner, left)
             self.allocator.look_ahead(steps, steps_within(runner, self.period))
+            if micro_batches(runner) > 1:
+                more = left > 1 and not will_update(runner)
+                accumulate_gradients(plain_model(runner), more)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1

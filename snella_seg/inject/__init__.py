@@ -1,5 +1,12 @@
 """Where adapters go: which matrices a backbone has, which are adapted, what else is trained."""
 
+from .accumulation import (
+    accumulate_gradients,
+    drop_gradients,
+    restore_sums,
+    settle_gradients,
+    waiting_sums,
+)
 from .attach import (
     adapted_weights,
     adapter_keys,
@@ -31,6 +38,7 @@ __all__ = [
     "LeftOut",
     "Matrix",
     "Method",
+    "accumulate_gradients",
     "adapted_weights",
     "adapter_keys",
     "adapter_options",
@@ -42,6 +50,7 @@ __all__ = [
     "cover",
     "covers",
     "detach_adapters",
+    "drop_gradients",
     "family_of",
     "find_matrices",
     "freeze_base",
@@ -51,9 +60,12 @@ __all__ = [
     "is_output_norm",
     "list_adapters",
     "make_adapters",
+    "restore_sums",
     "select_matrices",
     "set_adapters_enabled",
     "settle",
+    "settle_gradients",
     "sparsity_by_kind",
     "summarize",
+    "waiting_sums",
 ]

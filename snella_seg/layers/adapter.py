@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import Bracket, DeltaBlock
+from ..engine import Accumulator, Bracket, DeltaBlock
 from ..engine.low_rank import is_low_rank
 from ..functional import DeltaRule, get_kernel, get_sparsifier
 from .typed_options import typed_options
@@ -62,6 +62,7 @@ class Adapter(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.dropout, self.drop_path = dropout, drop_path
         self.bracket = Bracket()
+        self.accumulator: Accumulator | None = None
         self.sparsity: Tensor
         self.register_buffer("sparsity", torch.tensor(initial_sparsity, dtype=torch.float64))
         self._sparsity_read: tuple[tuple[int, int] | None, float] = (None, 0.0)
@@ -141,7 +142,8 @@ class Adapter(nn.Module):
     def delta_block(self, start: int = 0, stop: int | None = None) -> DeltaBlock:
         """The delta as the engine takes it, for the rows ``start:stop`` of a weight."""
         stop = start + self.out_features if stop is None else stop
-        recipe = (self.rule, self.current_sparsity(), self.params, self.bracket)
+        kept = None if torch.is_inference_mode_enabled() else self.accumulator
+        recipe = (self.rule, self.current_sparsity(), self.params, self.bracket, kept)
         return DeltaBlock(start, stop, *recipe)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":

@@ -281,14 +281,22 @@ norm = dict(norm_cfg=dict(_delete_=True, type="GN", num_groups=4), dropout_ratio
 model = dict(decode_head=norm, auxiliary_head=norm)
 train_dataloader = dict(batch_size=BATCH_SIZE, dataset=dict(pipeline={{_base_.test_pipeline}}))
 """
+#: Sparse from the start, so that gradients wait within a step.
+MICRO_BATCHES = """
+model["backbone"] = dict(adapter=dict(initial_sparsity=0.7))
+custom_hooks[0].update(target_sparsity=0.8)
+optim_wrapper = dict(accumulative_counts=2)
+"""
 
 
 @pytest.mark.skipif("SNELLA_PROCESSES" not in os.environ, reason="SNELLA_PROCESSES='2 4' runs it")
 @pytest.mark.parametrize("processes", os.environ.get("SNELLA_PROCESSES", "4").split())
-def test_processes_that_share_a_batch_train_as_one(processes, tiny_config_file, tmp_path):
+@pytest.mark.parametrize("more", ["", MICRO_BATCHES], ids=["each_steps", "micro_batches"])
+def test_processes_that_share_a_batch_train_as_one(processes, more, tiny_config_file, tmp_path):
     found = {}
     for count in (1, int(processes)):  # four images in all, whatever their number
-        config = derive(tiny_config_file, ONE_BATCH.replace("BATCH_SIZE", str(4 // count)))
+        text = ONE_BATCH.replace("BATCH_SIZE", str(4 // count)) + more
+        config = derive(tiny_config_file, text)
         found[count] = train_in(count, config, tmp_path / f"of_{count}")
     (alone,), (first, *others) = found.values()
     assert all(torch.equal(v, rank[name]) for rank in others for name, v in first.items())

@@ -5,10 +5,12 @@ Plain torch (:mod:`snella_seg.engine.tiles`) stays the fallback, and what it is 
 
 from .library import Unavailable, library
 from .matrix import NativeMatrix, knows, write_delta
+from .packed import Layout
 from .sampled import Entries, can_sample, sampled_product
 
 __all__ = [
     "Entries",
+    "Layout",
     "NativeMatrix",
     "Unavailable",
     "can_sample",

@@ -10,7 +10,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("distance.c", "sampled.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("distance.c", "packed.c", "sampled.c"))
 #: ``SNELLA_NATIVE=0`` keeps to plain torch.
 SWITCH = "SNELLA_NATIVE"
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -56,6 +56,9 @@ _SIGNATURES = {
     "snella_again": "miiffpipipippppp",
     "snella_turn": "iipiiiip",
     "snella_sample": "iipiipiiippi",
+    "snella_count": "iipip",
+    "snella_pack": "iipippifip",
+    "snella_unpack": "iipipppiipi",
 }
 _TYPES = {
     "m": ctypes.POINTER(Matrix),
