@@ -41,6 +41,12 @@ class Accumulator:
         self.merged: Tensor | None = None
         self.sums: Tensor | None = None
 
+    def tell(self, more: bool) -> None:
+        """Begin a micro-batch, and a step where the one before was a last one."""
+        if more and not self.more and not self.waits:
+            self._forget()
+        self.more = more
+
     @property
     def waits(self) -> bool:
         """Whether gradients wait for the last micro-batch."""

@@ -25,7 +25,7 @@ def accumulate_gradients(model: nn.Module, more: bool) -> None:
         if more and adapter.accumulator is None:
             adapter.accumulator = Accumulator()
         if adapter.accumulator is not None:
-            adapter.accumulator.more = more
+            adapter.accumulator.tell(more)
 
 
 def settle_gradients(model: nn.Module) -> None:

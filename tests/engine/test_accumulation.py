@@ -177,7 +177,7 @@ def test_of_two_deltas_of_one_weight_the_sparse_one_is_kept(made):
                 blocks.append(DeltaBlock(first, last, rule, sparsity, group))
                 blocks[-1].accumulator = accumulator
                 if told:
-                    accumulator.more = i < 2
+                    accumulator.tell(i < 2)
             adapted_linear(x, weight, None, blocks).square().sum().backward()
         found.append([p.grad for group in leaves for p in group])
     assert made[-4:] == [(30, 70), (60, 70), (60, 70), (60, 70)]

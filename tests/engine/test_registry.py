@@ -161,6 +161,7 @@ def test_half_precision_is_near(rule):
     exact = F.linear(x, plain_weight(weight, blocks))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = adapted_linear(x, weight, None, blocks).float()
+    torch.manual_seed(0)  # there are draws for which terms of a scalar's gradient cancel
     seed = torch.randn_like(y)
     pairs = zip(
         (y, *torch.autograd.grad(y, inputs, seed)),

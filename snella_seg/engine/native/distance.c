@@ -10,15 +10,23 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
 #define STRIP 64  /* columns of a strip */
-#define LANES 16  /* floats of a vector; features of a factor are padded to a multiple */
+#define PADDED 16 /* features of a factor are padded to a multiple */
 #define PAIR 2    /* strips whose sums by output are made together */
 #define ROWS 8    /* outputs that are looked at together */
+#ifdef __AVX512F__ /* 32 registers of */
+#define LANES 16  /* floats of a vector */
+#define GROUP 8   /* outputs whose sums stay in registers */
+#else /* 16 or more, of 8 floats or fewer */
+#define LANES 8
+#define GROUP 4
+#endif
 #define VECTORS (STRIP / LANES)
+#define BESIDE 4 /* vectors of columns whose distances stay in registers */
 #define LINE static inline __attribute__((always_inline)) void
 #define EACH for (int j = 0; j < STRIP; j++)
 
@@ -39,14 +47,14 @@ typedef struct {
 
 typedef struct {
     const matrix *m;
-    int64_t first, count, padded; /* columns, and width up to a multiple of LANES */
+    int64_t first, count, padded; /* columns, and width up to a multiple of PADDED */
     float by_column[2][STRIP];
     float *across; /* (heads, width, STRIP): factors of the columns, a column a lane */
     float *along;  /* (heads, STRIP, padded): the same, a column a line */
     const float *q; /* (heads, outs, padded) */
 } strip;
 
-static int64_t padded_width(const matrix *m) { return (m->width + LANES - 1) / LANES * LANES; }
+static int64_t padded_width(const matrix *m) { return (m->width + PADDED - 1) / PADDED * PADDED; }
 
 static int64_t strip_size(const matrix *m) {
     int64_t w = padded_width(m);
@@ -99,13 +107,19 @@ static inline vec inverse(vec x) {
     vec found = (vec)_mm512_maskz_rcp14_ps(some, (__m512)x);
     return found + found * (1.0f - x * found);
 }
-#else
+#else /* over arrays, since compilers take loops over a vector's lanes one by one */
 static inline vec root(vec x) {
-    for (int j = 0; j < LANES; j++) x[j] = sqrtf(x[j]);
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int j = 0; j < LANES; j++) lanes[j] = sqrtf(lanes[j]);
+    memcpy(&x, lanes, sizeof x);
     return x;
 }
 static inline vec inverse(vec x) {
-    for (int j = 0; j < LANES; j++) x[j] = x[j] == 0.0f ? 0.0f : 1.0f / x[j];
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int j = 0; j < LANES; j++) lanes[j] = lanes[j] == 0.0f ? 0.0f : 1.0f / lanes[j];
+    memcpy(&x, lanes, sizeof x);
     return x;
 }
 #endif
@@ -119,19 +133,21 @@ static __attribute__((noinline)) void distances(const strip *s, int64_t row, flo
             int64_t b = row + r + 1 < m->outs ? row + r + 1 : m->outs - 1;
             const float *qa = s->q + (h * m->outs + a) * s->padded;
             const float *qb = s->q + (h * m->outs + b) * s->padded;
-            const float *p = s->across + h * m->width * STRIP;
-            vec sum[2][VECTORS] = {{{0}}};
-            for (int64_t k = 0; k < m->width; k++, p += STRIP)
-                for (int v = 0; v < VECTORS; v++) {
-                    vec column = *(const vec *)(p + v * LANES);
-                    vec x = column - qa[k], y = column - qb[k];
-                    sum[0][v] += x * x;
-                    sum[1][v] += y * y;
+            for (int64_t first = 0; first < STRIP; first += BESIDE * LANES) {
+                const float *p = s->across + h * m->width * STRIP + first;
+                vec sum[2][BESIDE] = {{{0}}};
+                for (int64_t k = 0; k < m->width; k++, p += STRIP)
+                    for (int v = 0; v < BESIDE; v++) {
+                        vec column = *(const vec *)(p + v * LANES);
+                        vec x = column - qa[k], y = column - qb[k];
+                        sum[0][v] += x * x;
+                        sum[1][v] += y * y;
+                    }
+                float *line = to + (h * ROWS + r) * STRIP + first;
+                for (int v = 0; v < BESIDE; v++) {
+                    *(vec *)(line + v * LANES) = root(sum[0][v]) * m->scale;
+                    *(vec *)(line + STRIP + v * LANES) = root(sum[1][v]) * m->scale;
                 }
-            float *line = to + (h * ROWS + r) * STRIP;
-            for (int v = 0; v < VECTORS; v++) {
-                *(vec *)(line + v * LANES) = root(sum[0][v]) * m->scale;
-                *(vec *)(line + STRIP + v * LANES) = root(sum[1][v]) * m->scale;
             }
         }
 }
@@ -199,6 +215,13 @@ LINE store(float *restrict to, const float *from, int64_t count) {
         memcpy(to, from, 4 * count);
 }
 
+/* Have some rows of a strip brought near that will be read or written soon: rows lie too far apart
+ * for the processor to foresee them. */
+static inline void fetch(const float *at, int64_t stride, int64_t rows) {
+    for (int64_t r = 0; at && r < rows; r++, at += stride)
+        for (int j = 0; j < STRIP; j += 16) __builtin_prefetch(at + j);
+}
+
 static double total(const float *line, int64_t count) {
     double sum = 0;
     for (int64_t j = 0; j < count; j++) sum += line[j];
@@ -222,6 +245,13 @@ static inline uint64_t above(const float *k, float threshold, int64_t count) {
     for (int v = 0; v < VECTORS; v++) {
         __m512 size = _mm512_abs_ps(_mm512_loadu_ps(k + v * LANES)), limit = _mm512_set1_ps(threshold);
         bits |= (uint64_t)_mm512_cmp_ps_mask(size, limit, _CMP_NLE_UQ) << v * LANES;
+    }
+#elif defined __AVX__
+    __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
+    for (int v = 0; v < VECTORS; v++) {
+        __m256 size = _mm256_andnot_ps(sign, _mm256_loadu_ps(k + v * LANES));
+        uint64_t over = (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLE_UQ));
+        bits |= over << v * LANES;
     }
 #else
     uint8_t over[STRIP];
@@ -330,6 +360,9 @@ int snella_dense(const matrix *m, int64_t begin, int64_t end, float *to, float *
         }
         for (int64_t row = 0; row < m->outs; row++) {
             float *out = all + row * STRIP;
+            int64_t soon = row + ROWS < m->outs ? row + ROWS : row;
+            fetch(to + soon * m->columns + s.first, 0, 1);
+            if (ahead && ahead->base) fetch(ahead->base + soon * ahead->base_stride + s.first, 0, 1);
             if (m->kind == CENTRED) {
                 EACH out[j] = j < s.count ? out[j] - first[j] : 0.0f;
                 sums[index * m->outs + row] = line_sum(out);
@@ -396,6 +429,7 @@ int snella_look(const float *k, int64_t outs, int64_t columns, int64_t begin, in
         EACH sum[j] = 0;
         for (int64_t row = 0; row < outs; row++) {
             float mean = means ? means[row] : 0.0f;
+            fetch(k + (row + ROWS < outs ? row + ROWS : row) * columns + first, 0, 1);
             load(line, k + row * columns + first, count);
             EACH line[j] -= mean;
             EACH sum[j] += line[j] * line[j];
@@ -421,6 +455,9 @@ int snella_merge(float *to, int64_t outs, int64_t columns, int64_t begin, int64_
         float k[STRIP], w[STRIP], out[STRIP];
         for (int64_t row = 0; row < outs; row++) {
             float *at = to + row * columns + first, mean = means ? means[row] : 0.0f;
+            int64_t soon = row + ROWS < outs ? ROWS : 0;
+            fetch(at + soon * columns, 0, 1);
+            if (base) fetch(base + (row + soon) * base_stride + first, 0, 1);
             load(k, at, count);
             EACH k[j] -= mean;
             if (base) load(w, base + row * base_stride + first, count);
@@ -437,28 +474,29 @@ static __attribute__((noinline)) void steps(const strip *s, int64_t h, int64_t r
                                             const float *ratios, float *by_p, float *by_q) {
     const matrix *m = s->m;
     int64_t w = s->padded;
-    for (int64_t k = 0; k < w; k += LANES) {
-        const float *p = s->along + h * STRIP * w + k;
-        vec q[ROWS], sum[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            int64_t o = row + r < m->outs ? row + r : m->outs - 1;
-            q[r] = *(const vec *)(s->q + (h * m->outs + o) * w + k);
-            sum[r] = (vec){0};
-        }
-        for (int j = 0; j < STRIP; j++) {
-            vec column = *(const vec *)(p + j * w), *to = (vec *)(by_p + j * w + k), there = *to;
-            for (int r = 0; r < ROWS; r++) {
-                vec change = (column - q[r]) * ratios[r * STRIP + j];
-                there += change;
-                sum[r] += change;
+    for (int64_t k = 0; k < w; k += LANES)
+        for (int64_t first = row; first < row + ROWS; first += GROUP) {
+            const float *p = s->along + h * STRIP * w + k, *of = ratios + (first - row) * STRIP;
+            vec q[GROUP], sum[GROUP];
+            for (int r = 0; r < GROUP; r++) {
+                int64_t o = first + r < m->outs ? first + r : m->outs - 1;
+                q[r] = *(const vec *)(s->q + (h * m->outs + o) * w + k);
+                sum[r] = (vec){0};
             }
-            *to = there;
+            for (int j = 0; j < STRIP; j++) {
+                vec column = *(const vec *)(p + j * w), *to = (vec *)(by_p + j * w + k), there = *to;
+                for (int r = 0; r < GROUP; r++) {
+                    vec change = (column - q[r]) * of[r * STRIP + j];
+                    there += change;
+                    sum[r] += change;
+                }
+                *to = there;
+            }
+            for (int r = 0; r < GROUP && first + r < m->outs; r++) {
+                vec *to = (vec *)(by_q + (h * m->outs + first + r) * w + k);
+                *to -= sum[r];
+            }
         }
-        for (int r = 0; r < ROWS && row + r < m->outs; r++) {
-            vec *to = (vec *)(by_q + (h * m->outs + row + r) * w + k);
-            *to -= sum[r];
-        }
-    }
 }
 
 /* What is kept of ROWS outputs of a strip: their distances, then the gradient by K. */
@@ -491,6 +529,10 @@ int snella_again(const matrix *m, int64_t begin, int64_t end, float threshold, f
         for (int64_t row = 0; (to || grad) && row < m->outs; row += ROWS) {
             float *there = kept + (grad ? row / ROWS * size : 0);
             float *by_k = there + m->heads * ROWS * STRIP;
+            int64_t rows = m->outs - row < ROWS ? m->outs - row : ROWS;
+            if (grad) fetch(grad + row * grad_stride + s.first, grad_stride, rows);
+            if (base) fetch(base + row * base_stride + s.first, base_stride, rows);
+            if (to) fetch(to + row * stride + s.first, stride, rows);
             distances(&s, row, there);
             for (int64_t r = 0; r < ROWS && row + r < m->outs; r++, by_k += STRIP) {
                 difference(m, there + r * STRIP, dense);

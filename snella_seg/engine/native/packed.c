@@ -7,6 +7,11 @@
 #include <string.h>
 
 #define STRIP 64 /* columns of a strip, bits of a mask */
+#define AHEAD 8  /* rows that are fetched ahead: they lie too far apart to be foreseen */
+
+static inline void fetch(const float *line) {
+    for (int j = 0; j < STRIP; j += 16) __builtin_prefetch(line + j);
+}
 
 /* counts[strip]: how many entries it has. */
 int snella_count(int64_t begin, int64_t end, const uint64_t *masks, int64_t rows, int64_t *counts) {
@@ -27,11 +32,13 @@ int snella_pack(int64_t begin, int64_t end, const uint64_t *masks, int64_t rows,
         const uint64_t *mask = masks + s * rows;
         const float *line = from + s * STRIP;
         float *to = packed + starts[s];
-        for (int64_t row = 0; row < rows; row++, line += stride)
+        for (int64_t row = 0; row < rows; row++, line += stride) {
+            if (row + AHEAD < rows) fetch(line + AHEAD * stride);
             for (uint64_t bits = mask[row]; bits; bits &= bits - 1, to++) {
                 float value = scale * line[__builtin_ctzll(bits)];
                 *to = add ? *to + value : value;
             }
+        }
     }
     return 0;
 }
@@ -47,6 +54,10 @@ int snella_unpack(int64_t begin, int64_t end, const uint64_t *masks, int64_t row
         const float *from = packed + starts[s];
         float *line = to + first;
         for (int64_t row = 0; row < rows; row++, line += stride) {
+            if (row + AHEAD < rows) {
+                fetch(line + AHEAD * stride);
+                if (base) fetch(base + (row + AHEAD) * base_stride + first);
+            }
             if (base)
                 memcpy(line, base + row * base_stride + first, bytes);
             else

@@ -9,14 +9,18 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
 #define STRIP 64  /* columns of a strip, bits of a mask */
-#define LANES 16  /* floats of a vector */
 #define DEPTH 8   /* vectors of tokens that stay in registers at most */
 #define BLOCK 128 /* rows that are turned, and whose partial sums are kept, together */
+#ifdef __AVX512F__
+#define LANES 16 /* floats of a vector */
+#else
+#define LANES 8
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
@@ -28,11 +32,16 @@ typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (lanes){__VA_ARGS__})
 #endif
 #define LOW(n, j) ((j) / (2 * (n)) * 2 * (n) + (j) % (n) + ((j) / (n) % 2 ? LANES : 0))
-#define ALL(n, by)                                                                          \
-    LOW(n, 0) + by, LOW(n, 1) + by, LOW(n, 2) + by, LOW(n, 3) + by, LOW(n, 4) + by,         \
-    LOW(n, 5) + by, LOW(n, 6) + by, LOW(n, 7) + by, LOW(n, 8) + by, LOW(n, 9) + by,         \
-    LOW(n, 10) + by, LOW(n, 11) + by, LOW(n, 12) + by, LOW(n, 13) + by, LOW(n, 14) + by,    \
-    LOW(n, 15) + by
+#define EIGHT(n, j, by)                                                                     \
+    LOW(n, j) + by, LOW(n, j + 1) + by, LOW(n, j + 2) + by, LOW(n, j + 3) + by,             \
+    LOW(n, j + 4) + by, LOW(n, j + 5) + by, LOW(n, j + 6) + by, LOW(n, j + 7) + by
+#if LANES == 16
+#define ALL(n, by) EIGHT(n, 0, by), EIGHT(n, 8, by)
+#define BY_TURNS 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define ALL(n, by) EIGHT(n, 0, by)
+#define BY_TURNS 0, 4, 1, 5, 2, 6, 3, 7
+#endif
 /* In every 2n lanes the first n of a, then the first n of b; and likewise their second n. */
 #define FIRST(a, b, n) PICK(a, b, ALL(n, 0))
 #define SECOND(a, b, n) PICK(a, b, ALL(n, n))
@@ -52,7 +61,9 @@ static inline void turn_tile(vec *t) {
             t[i + n] = SECOND(t[i], t[i + n], n);              \
             t[i] = a;                                          \
         }
+#if LANES == 16
     STAGE(8)
+#endif
     STAGE(4)
     STAGE(2)
     STAGE(1)
@@ -101,14 +112,16 @@ int snella_turn(int64_t begin, int64_t end, const float *from, int64_t stride, i
 
 /* The sum of each of LANES halves of a vector. */
 static inline vec sums(const half *from) {
-    const vec *all = (const vec *)from;
-    vec b[4], c[2];
+    vec v[LANES / 2];
+    memcpy(v, from, sizeof v);
 #define ADDED(a, b, n) (FIRST(a, b, n) + SECOND(a, b, n))
-    for (int i = 0; i < 4; i++) b[i] = ADDED(all[i], all[i + 4], 4);
-    for (int i = 0; i < 2; i++) c[i] = ADDED(b[i], b[i + 2], 2);
-    vec sum = ADDED(c[0], c[1], 1);
+#if LANES == 16
+    for (int i = 0; i < 4; i++) v[i] = ADDED(v[i], v[i + 4], 4);
+#endif
+    for (int i = 0; i < 2; i++) v[i] = ADDED(v[i], v[i + 2], 2);
+    vec sum = ADDED(v[0], v[1], 1);
 #undef ADDED
-    return PICK(sum, sum, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    return PICK(sum, sum, BY_TURNS);
 }
 
 #ifdef __AVX512F__
@@ -116,6 +129,12 @@ static inline vec widened(half sum) { return (vec)_mm512_zextps256_ps512((__m256
 static inline half folded(vec sum) {
     return (half)_mm512_castps512_ps256((__m512)sum) +
            (half)_mm512_castps512_ps256((__m512)_mm512_shuffle_f32x4((__m512)sum, (__m512)sum, 0xEE));
+}
+#elif defined __AVX__
+static inline vec widened(half sum) { return (vec)_mm256_zextps128_ps256((__m128)sum); }
+static inline half folded(vec sum) {
+    return (half)_mm256_castps256_ps128((__m256)sum) +
+           (half)_mm256_extractf128_ps((__m256)sum, 1);
 }
 #else
 static inline vec widened(half sum) {
@@ -162,8 +181,10 @@ static inline __attribute__((always_inline)) void partial(const float *g, const 
     const uint8_t *column = wanted->column;
     for (int64_t n = 0; n < wanted->rows; n++) {
         const vec *row = (const vec *)g + wanted->row[n] * depth;
+        const vec *next = (const vec *)g + wanted->row[n + 1 < wanted->rows ? n + 1 : n] * depth;
         vec here[DEPTH];
         for (int v = 0; v < depth; v++) here[v] = row[v];
+        for (int v = 0; v < depth; v += 16 / LANES) __builtin_prefetch(next + v);
         for (int count = wanted->count[n]; count; count--, sum++) {
             const vec *there = (const vec *)x + *column++ * depth;
             vec even = widened(*sum), odd = {0};

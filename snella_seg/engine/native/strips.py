@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .library import library
 
-#: Columns of a strip and floats of a vector, as in the C sources.
+#: Columns of a strip, and a multiple of which the C sources make features and tokens.
 STRIP, LANES = 64, 16
 #: Weights below which a second thread is not worth its start.
 SMALL = 1 << 16
