@@ -8,6 +8,7 @@ import torch
 from helpers import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 import snella_seg
@@ -170,6 +171,7 @@ def test_the_source_of_a_shift_is_stock():
 def test_stand_ins_are_read_as_the_data_sets_are(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = load(f"segformer/snella_segformer_b0_{data}.py")
+    init_default_scope(cfg.default_scope)
     write_datasets(cfg, tmp_path)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         dataset = DATASETS.build(loader.dataset)

@@ -142,7 +142,7 @@ class Adapter(nn.Module):
     def delta_block(self, start: int = 0, stop: int | None = None) -> DeltaBlock:
         """The delta as the engine takes it, for the rows ``start:stop`` of a weight."""
         stop = start + self.out_features if stop is None else stop
-        kept = None if torch.is_inference_mode_enabled() else self.accumulator
+        kept = self.accumulator if torch.is_grad_enabled() else None  # validation may swap factors
         recipe = (self.rule, self.current_sparsity(), self.params, self.bracket, kept)
         return DeltaBlock(start, stop, *recipe)
 

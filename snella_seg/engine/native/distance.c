@@ -218,7 +218,7 @@ LINE store(float *restrict to, const float *from, int64_t count) {
 /* Have some rows of a strip brought near that will be read or written soon: rows lie too far apart
  * for the processor to foresee them. */
 static inline void fetch(const float *at, int64_t stride, int64_t rows) {
-    for (int64_t r = 0; at && r < rows; r++, at += stride)
+    for (int64_t r = 0; r < rows; r++, at += stride)
         for (int j = 0; j < STRIP; j += 16) __builtin_prefetch(at + j);
 }
 
