@@ -71,3 +71,14 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if ENDINGS:
         endings = ", ".join(f"{count} {ending}" for ending, count in ENDINGS.most_common())
         terminalreporter.write_line(f"bad inputs: {ENDINGS.total()} tried, {endings}")
+
+
+@pytest.fixture
+def compiler():
+    """Skips where the C library cannot be had."""
+    from snella_seg.engine import native
+
+    try:
+        native.library()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))

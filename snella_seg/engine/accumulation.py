@@ -97,7 +97,7 @@ class Accumulator:
             self.sums = torch.zeros(layout.size)
         layout.pack(grad.to(self.sums.dtype), self.sums, scale, add=True)
 
-    def gradients(self, block: "DeltaBlock", needs: tuple[bool, ...]) -> list[Tensor | None]:
+    def gradients(self, block: "DeltaBlock", needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """Make what has been summed up the gradients of the block's parameters; forget all.
 
         Args:
@@ -107,7 +107,7 @@ class Accumulator:
         layout, sums = self.layout, self.sums
         assert layout is not None
         matrix = NativeMatrix(block.params, block.rule, self.state)
-        rows, columns = matrix.shape
+        rows, width = matrix.shape
 
         def summed(
             columns: Columns, factor: Tensor | None, wanted: Any = None, out: Tensor | None = None
@@ -118,10 +118,10 @@ class Accumulator:
             return out
 
         if sums is not None:
-            for tile in cut.column_tiles(rows, columns, cut.WIDER):
+            for tile in cut.column_tiles(rows, width, cut.WIDER):
                 matrix.again(tile, None, None, 1.0, summed)
         self._forget()
-        return list(matrix.gradients(needs))
+        return matrix.gradients(needs)
 
 
 class AccumulatedMatrix:
@@ -152,7 +152,7 @@ class AccumulatedMatrix:
         """Those of the block's parameters, None before the last micro-batch."""
         if self.accumulator.more:
             return (None,) * len(needs)
-        return tuple(self.accumulator.gradients(self.block, needs))
+        return self.accumulator.gradients(self.block, needs)
 
 
 def _seen(block: "DeltaBlock", base: Tensor | None, scale: float) -> tuple[Any, ...]:

@@ -28,8 +28,8 @@ class ExactResumeHook(Hook):
     """
 
     def __init__(self) -> None:
-        self._gradients: dict | None = None
-        self._sums: dict | None = None
+        self._gradients: dict = {}
+        self._sums: dict = {}
         self._maker: str | None = None
         self._sampler: PositionSampler | None = None
         self._rank = 0
@@ -38,16 +38,16 @@ class ExactResumeHook(Hook):
         self._rank = get_rank() if runner.cfg.get("randomness", {}).get("diff_rank_seed") else 0
         self._seed_samples(runner)
         self._say_who_makes_deltas(runner)
-        if self._gradients is not None and runner.iter > 0:
+        if runner.iter > 0:
             named = dict(plain_model(runner).named_parameters())
             for name, gradient in self._gradients.items():
                 named[name].grad = gradient.to(named[name].device)
-            if not restore_sums(plain_model(runner), self._sums or {}):
+            if not restore_sums(plain_model(runner), self._sums):
                 runner.logger.warning(
                     "gradients of deltas that waited for more micro-batches are lost: they are "
                     "of the compiled library, which is not in use here"
                 )
-        self._gradients = self._sums = None
+        self._gradients, self._sums = {}, {}
 
     def _say_who_makes_deltas(self, runner) -> None:
         now, before, self._maker = _maker(), self._maker, None
@@ -94,8 +94,8 @@ class ExactResumeHook(Hook):
         seed_step(runner.seed, runner.iter, self._rank)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._gradients = checkpoint.pop(_GRADIENTS, None)
-        self._sums = checkpoint.pop(_SUMS, None)
+        self._gradients = checkpoint.pop(_GRADIENTS, {})
+        self._sums = checkpoint.pop(_SUMS, {})
         self._maker = checkpoint.pop(_MAKER, "plain torch")
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -105,9 +105,9 @@ class ExactResumeHook(Hook):
             return
         named = plain_model(runner).named_parameters()
         waiting = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
-        if waiting:
-            checkpoint[_GRADIENTS] = waiting
-            checkpoint[_SUMS] = waiting_sums(plain_model(runner))
+        for key, found in ((_GRADIENTS, waiting), (_SUMS, waiting_sums(plain_model(runner)))):
+            if found:
+                checkpoint[key] = found
 
 
 def _on_cpu(runner) -> bool:

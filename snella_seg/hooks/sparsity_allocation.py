@@ -43,6 +43,9 @@ class SparsityAllocationHook(Hook):
     scores of the last time until those of now would move more than ``due_at`` of it between
     matrices (:func:`snella_seg.functional.moved_share`).
 
+    Where a step adds up several iterations (``accumulative_counts``), adapters are told, and make
+    their deltas once (:func:`snella_seg.inject.accumulate_gradients`).
+
     An epoch is a pass over the training set, in epoch-based and in iteration-based loops. State
     travels in checkpoints; each allocation is a line of ``sparsity_history.jsonl`` in the work
     dir, and scalars (``snella/budget``, ``snella/churn``, ``snella/moved``,

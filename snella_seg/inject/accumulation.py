@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from ..engine import Accumulator
+from ..engine import Accumulator, merge_deltas
 from .attach import list_adapters
 
 
@@ -33,14 +34,20 @@ def settle_gradients(model: nn.Module) -> None:
     without. To be called before the optimizer's step, once gradients are complete."""
     for adapter in list_adapters(model).values():
         kept = adapter.accumulator
-        if kept is None or not kept.waits or kept.layout is None:
+        if kept is None or not kept.waits:
             continue
-        needs = tuple(p.requires_grad for p in adapter.params)
-        for parameter, grad in zip(
-            adapter.params, kept.gradients(adapter.delta_block(), needs), strict=True
-        ):
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        with torch.enable_grad():
+            block = adapter.delta_block()
+        if kept.layout is None:  # restored, and not called since
+            merge_deltas(None, (adapter.out_features, adapter.in_features), [block])
+        grads = kept.gradients(block, tuple(p.requires_grad for p in adapter.params))
+        for parameter, grad in zip(adapter.params, grads, strict=True):
+            if grad is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = grad
+            else:
+                parameter.grad.add_(grad)
 
 
 def drop_gradients(model: nn.Module) -> None:

@@ -9,7 +9,6 @@ their definition.
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,10 +148,7 @@ def _call(layer: int, params: Sequence[Tensor], start: int, stop: int, weight: T
     """The call of a layer over the parameters that a graph holds."""
     blocks = _LAYERS[layer].delta_blocks(start, stop)
     groups = grouped([p.detach() for p in params], [len(block.params) for block in blocks])
-    blocks = [
-        replace(block, params=group, accumulator=None)
-        for block, group in zip(blocks, groups, strict=True)
-    ]
+    blocks = [block.with_params(group) for block, group in zip(blocks, groups, strict=True)]
     branch = Branch(None, None, 1.0, 0.0, 0)
     return Call(blocks, merging_loses_deltas(weight), product_dtype(weight), branch, None)
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from entries import entries_of
 from torch import nn
 
 from snella_seg.engine import Accumulator, DeltaBlock, adapted_linear, native, stack
@@ -21,19 +22,7 @@ from snella_seg.inject import (
 )
 from snella_seg.layers import SnellaAdapter
 
-try:
-    native.library()
-except native.Unavailable as reason:
-    pytest.skip(f"the library cannot be had: {reason}", allow_module_level=True)
-
-
-def entries_of(wanted):
-    """Bits of a boolean matrix (out, columns), as the library keeps them."""
-    outs, columns = wanted.shape
-    padded = torch.zeros(outs, -(-columns // 64) * 64, dtype=torch.int64)
-    padded[:, :columns] = wanted
-    bits = padded.view(outs, -1, 64) << torch.arange(64)
-    return native.Entries(bits.sum(-1).T.contiguous(), columns)
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def model_of(kernel="mixed", sparsity=0.8, **options):
@@ -115,7 +104,6 @@ def test_a_step_of_micro_batches_is_that_of_each_alone(kernel, options, made):
     alone = step(model_of(kernel, **options), told=False)
     assert len(made) == 6
     made.clear()
-    torch.manual_seed(3)
     together = step(model_of(kernel, **options), told=True)
     assert made == [(130, 70), (70, 130)]
     for mine, theirs in zip(together[0] + together[1], alone[0] + alone[1], strict=True):
@@ -194,6 +182,16 @@ def test_under_automatic_mixed_precision():
         assert (grad - found[0][name]).norm() <= 1e-2 * grad.norm(), name
 
 
+def test_compiled_layers_make_everything_anew():
+    torch._dynamo.reset()
+    model = model_of()
+    alone, found = step(model_of(), False), step(torch.compile(model, backend="aot_eager"), True)
+    assert not waiting_sums(model)
+    for name, grad in gradients_of(model).items():
+        torch.testing.assert_close(grad, alone[2][name], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0], alone[0], rtol=1e-4, atol=1e-4)
+
+
 class Twice(nn.Module):
     """Calls its layers twice in one forward, or, when told to, not at all."""
 
@@ -262,6 +260,18 @@ def test_what_waits_is_taken_up_by_another_model():
         other(x).square().sum().backward()
     for name, grad in gradients_of(other).items():
         assert torch.equal(grad, expected[name])
+
+
+def test_what_was_restored_is_settled_without_another_forward():
+    cut, other = model_of(), model_of()
+    accumulate_gradients(cut, True)
+    cut(batches()[0]).square().sum().backward()
+    assert restore_sums(other, waiting_sums(cut))
+    for model in (cut, other):
+        settle_gradients(model)
+        assert not waiting_sums(model)
+    for name, grad in gradients_of(other).items():
+        assert grad.any() and torch.equal(grad, gradients_of(cut)[name])
 
 
 def told_nothing(model):

@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from entries import entries_of
 
 from snella_seg.engine import DeltaBlock, adapted_linear, native
 from snella_seg.engine.native import sampled
 from snella_seg.functional import DeltaRule
 
 pytestmark = pytest.mark.usefixtures("compiler")
-
-
-def entries_of(wanted):
-    """``wanted`` (out, columns), bool, as the library marks it."""
-    outs, columns = wanted.shape
-    strips = -(-columns // 64)
-    padded = torch.zeros(outs, 64 * strips, dtype=torch.int64)
-    padded[:, :columns] = wanted
-    bits = padded.view(outs, strips, 64) << torch.arange(64)
-    return sampled.Entries(bits.sum(-1).T.contiguous(), columns)
 
 
 def operands(tokens, outs, columns):

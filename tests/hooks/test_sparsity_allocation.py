@@ -2,91 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
-from torch import nn
+from toy_runs import Toy, train
 
-import snella_seg.register  # noqa: F401
 from snella_seg.budget.importances import IMPORTANCES, ImportanceTracker
 from snella_seg.budget.wording import due_text
 from snella_seg.functional import allocate_budget, budget_schedule
-from snella_seg.inject import add_adapters, freeze_base, list_adapters
-
-SIZE = 12  # images in the toy dataset; 4 a batch make 3 iterations an epoch
-
-
-class Toy(BaseModel):
-    """Two adapted linear layers and a head."""
-
-    def __init__(self, targets=("0", "2"), seed=0, **adapter):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.backbone = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 16))
-        add_adapters(self.backbone, dict(rank=4, **adapter), targets=list(targets))
-        freeze_base(self.backbone)
-        self.head = nn.Linear(16, 1)
-
-    def forward(self, inputs, target, mode="tensor"):
-        error = self.head(self.backbone(inputs)) - target
-        return dict(loss=error.square().mean()) if mode == "loss" else [error]
-
-
-class Numbers(torch.utils.data.Dataset):
-    metainfo = dict(classes=("x",))
-
-    def __len__(self):
-        return SIZE
-
-    def __getitem__(self, index):
-        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
-        return dict(inputs=x, target=x.sum(0, keepdim=True))
-
-
-def train(
-    work_dir,
-    max_iters=18,
-    by_epoch=False,
-    model=None,
-    optim=None,
-    runner=None,
-    batch_size=4,
-    **hook,
-):
-    if by_epoch:
-        loop = dict(type="EpochBasedTrainLoop", max_epochs=max_iters // 3)
-    else:
-        loop = dict(type="IterBasedTrainLoop", max_iters=max_iters)
-    sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
-    extra = (runner or {}).pop("extra", [])
-    made = Runner(
-        model=model or Toy(),
-        work_dir=str(work_dir),
-        train_cfg=loop,
-        train_dataloader=dict(
-            batch_size=batch_size,
-            num_workers=0,
-            dataset=Numbers(),
-            sampler=dict(type=sampler, shuffle=True),
-            collate_fn=dict(type="default_collate"),
-        ),
-        optim_wrapper={"optimizer": dict(type="AdamW", lr=3e-3), **(optim or {})},
-        default_hooks=dict(
-            checkpoint=dict(type="CheckpointHook", interval=3, by_epoch=False),
-            logger=dict(type="LoggerHook", interval=100),
-        ),
-        custom_hooks=[dict(type="SparsityAllocationHook", **hook), *extra],
-        experiment_name=f"toy_{work_dir.name}_{np.random.default_rng().integers(1 << 60)}",
-        log_level="WARNING",
-        randomness=dict(seed=1),
-        **(runner or {}),
-    )
-    made.train()
-    return made
+from snella_seg.inject import list_adapters
 
 
 def history(work_dir):

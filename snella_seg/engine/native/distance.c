@@ -18,10 +18,12 @@
 #define PADDED 16 /* features of a factor are padded to a multiple */
 #define PAIR 2    /* strips whose sums by output are made together */
 #define ROWS 8    /* outputs that are looked at together */
-#ifdef __AVX512F__ /* 32 registers of */
-#define LANES 16  /* floats of a vector */
-#define GROUP 8   /* outputs whose sums stay in registers */
-#else /* 16 or more, of 8 floats or fewer */
+/* LANES: floats of a vector; GROUP: outputs whose sums stay in registers, of which there are 32 with
+ * AVX-512, else 16 or more. */
+#ifdef __AVX512F__
+#define LANES 16
+#define GROUP 8
+#else
 #define LANES 8
 #define GROUP 4
 #endif
@@ -215,8 +217,8 @@ LINE store(float *restrict to, const float *from, int64_t count) {
         memcpy(to, from, 4 * count);
 }
 
-/* Have some rows of a strip brought near that will be read or written soon: rows lie too far apart
- * for the processor to foresee them. */
+/* Have rows of a strip brought near that will be read or written soon: they lie too far apart for the
+ * processor to foresee. */
 static inline void fetch(const float *at, int64_t stride, int64_t rows) {
     for (int64_t r = 0; r < rows; r++, at += stride)
         for (int j = 0; j < STRIP; j += 16) __builtin_prefetch(at + j);
