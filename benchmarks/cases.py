@@ -22,6 +22,7 @@ class Setting:
     batch: int = 1
     tokens: int = 1025
     micro_batches: int = 1
+    sparsity: float = 0.9
 
 
 def fill_zeros(model: nn.Module) -> nn.Module:
@@ -61,7 +62,7 @@ def linear_case(
     names = ("q", "k", "v") if separate else (kind,)
     rows = rows // len(names)
     model = Projection({name: nn.Linear(columns, rows) for name in names}).to(setting.device)
-    model = tune(model, variant, setting.rank, targets=["*"])
+    model = tune(model, variant, setting.rank, setting.sparsity, targets=["*"])
     return gradient_case(
         variant.key, label, model, (setting.batch, setting.tokens, columns), setting
     )
@@ -117,7 +118,8 @@ def make_blocks(width: int, heads: int, hidden: int, layers: int = 1) -> nn.Modu
 
 def block_case(stock: nn.Module, variant: Variant, setting: Setting) -> Case:
     """A copy of a stack of blocks, tuned as ``variant`` says; its input takes a gradient."""
-    model = tune(copy.deepcopy(stock).to(setting.device), variant, setting.rank)
+    model = copy.deepcopy(stock).to(setting.device)
+    model = tune(model, variant, setting.rank, setting.sparsity)
     width = stock[0].attn.embed_dims
     shape = (setting.batch, setting.tokens, width)
     return gradient_case(variant.key, variant.label, model, shape, setting)

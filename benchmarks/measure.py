@@ -215,14 +215,24 @@ def _summarise(row: dict) -> None:
     row["ms_low"], row["ms_high"] = quartiles[0], quartiles[-1]
 
 
-def compare(rows: list[dict], to: str = "reference", frozen: str = "frozen") -> None:
-    """Add the time relative to two of the rows: medians of the ratios within each round."""
+#: Key of a column -> the row to which it relates times, the first that there is.
+RELATIONS = {
+    "ratio": ("reference",),
+    "over_lora": ("lora",),
+    "over_full": ("full_sdpa", "full"),
+}
+
+
+def compare(rows: list[dict]) -> None:
+    """Add the time relative to some of the rows: medians of the ratios within each round."""
     by_key = {row["key"]: row for row in rows if row.get("times")}
     for row in by_key.values():
-        if to in by_key:
-            row["ratio"] = _ratio(row["times"], by_key[to]["times"])
-        if frozen in by_key:
-            row["over_frozen"] = 100 * (_ratio(row["times"], by_key[frozen]["times"]) - 1)
+        for column, keys in RELATIONS.items():
+            to = next((key for key in keys if key in by_key), None)
+            if to is not None:
+                row[column] = _ratio(row["times"], by_key[to]["times"])
+        if "frozen" in by_key:
+            row["over_frozen"] = 100 * (_ratio(row["times"], by_key["frozen"]["times"]) - 1)
 
 
 def _ratio(times: list[float], others: list[float]) -> float:

@@ -24,6 +24,8 @@ COLUMNS = {
     "label": ("", "{}"),
     "ms": ("time, ms (quartiles)", "time"),
     "ratio": ("time, reference = 1", "{:.2f}"),
+    "over_lora": ("time, LoRA (peft) = 1", "{:.2f}"),
+    "over_full": ("time, full = 1", "{:.2f}"),
     "over_frozen": ("time over frozen, %", "{:+.0f}"),
     "saved": ("saved for backward, MiB", "mib"),
     "held": ("held after forward, MiB", "mib"),

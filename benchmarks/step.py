@@ -14,7 +14,7 @@ import options
 import torch
 from baselines import peft_missing
 from cases import Setting, block_case, linear_case, make_blocks
-from measure import Case, compare, measure, time_call
+from measure import RELATIONS, Case, compare, measure, time_call
 from report import Report, device_name, slug
 from upernet import CONFIGS, UperNet
 from variants import BLOCK, LINEAR, MODEL, VARIANTS
@@ -30,25 +30,26 @@ SECTIONS = {
     "overhead": "Competition",
 }
 BATCHES = {"linear": [1, 4], "block": [1, 2, 4], "model": [1, 2], "overhead": [2]}
-COLUMNS = ["label", "ms", "ratio", "over_frozen", "saved", "held", "peak"]
+COLUMNS = ["label", "ms", *RELATIONS, "over_frozen", "saved", "held", "peak"]
 EPOCH = 1000  # steps over which a reallocation is amortised
 INTRO = """
-A step is forward and backward pass; for whole models also the loss and AdamW. Rank 32 (unless the
-command says otherwise), 2 heads, kernel 'mixed', sparsifier 'weighted', sparsity 0.9; data and
-weights are random. Steps of all rows of a table take turns in one process; times are medians with
-quartiles, ratios are medians of the ratios within a round.
+A step is forward and backward pass; for whole models also the loss and AdamW. Rank 32 and
+sparsity 0.9 (unless the command says otherwise), 2 heads; SNELLA is the published form, kernel
+'mixed', sparsifier 'weighted', but where v2 is said; data and weights are random. Steps of all
+rows of a table take turns in one process; times are medians with quartiles, ratios are medians of
+the ratios within a round.
 
 - *reference way*: frozen layer and a delta branch beside it, two products, delta recomputed by
   activation checkpointing, torch.quantile of all |K| each time; q, k, v a layer each. Reentrant
   checkpointing, the older kind, also repeats the branch's product; other rows use the newer kind.
 - *merged*: one product with W0 + delta; *split*: one product each, as dropout 0.1 and drop-path 0.1
   of the branch (and half precision) need it; *recompute*: outputs of GELU and LayerNorm are made
-  again in backward.
+  again in backward, as configs have it.
 - *stock attention*: mmcv's call of nn.MultiheadAttention, which builds the attention matrix, or
   Swin's WindowMSA; *SDPA*: scaled_dot_product_attention, which ours uses.
 - *LoRA (peft)* and *LoRA, ours*: rank 32 at the same sites, B filled with small random values, and
   the same attention.
-- On AMD processors with AVX-512 products of adapted layers, of *LoRA, ours*, too, run in oneDNN;
+- On AMD processors from Zen 5 on products of adapted layers, of *LoRA, ours*, too, run in oneDNN;
   all other rows multiply as torch does, by MKL. ``SNELLA_ONEDNN=0`` measures all by MKL.
 - *frozen*: in a layer or block gradients pass through to the input; in a whole model only the heads
   train, so no gradient enters the backbone.
@@ -76,6 +77,9 @@ def parse_args():
         default=512,
         help="width of the UperNet head; 64 makes the backbone's share visible",
     )
+    p.add_argument("--sparsity", type=float, default=0.9, help="of the deltas")
+    p.add_argument("--width", type=int, default=768, help="of a layer or block")
+    p.add_argument("--tokens", type=int, default=1025, help="of an image, for a layer or block")
     p.add_argument(
         "--micro-batches",
         type=int,
@@ -85,6 +89,7 @@ def parse_args():
     args = options.finish(p.parse_args())
     if args.smoke:
         args.model_rounds, args.head_channels, args.batch = 1, 8, args.batch or [1]
+        args.width, args.tokens = 32, 17
     if args.model_rounds is None:
         args.model_rounds = 3 if args.device.type == "cpu" else 20
     return args
@@ -117,19 +122,20 @@ class Bench:
         note = " ".join(filter(None, [f"{rounds} rounds.", more.get("note"), self.missing]))
         self.report.add(heading, name, [*COLUMNS, *more.get("columns", [])], rows, note)
 
-    def settings(self, section: str, tokens: int = 1025):
+    def settings(self, section: str):
         for batch in self.args.batch or BATCHES[section]:
             yield Setting(
                 self.args.device,
                 self.args.dtype,
                 self.args.rank,
                 batch,
-                tokens,
+                self.args.tokens,
                 self.args.micro_batches,
+                self.args.sparsity,
             )
 
     def linear(self) -> None:
-        width, tokens = (32, 17) if self.args.smoke else (768, 1025)
+        width = self.args.width
         shapes = {
             "proj": (width, width),
             "qkv": (3 * width, width),
@@ -137,7 +143,7 @@ class Bench:
             "fc2": (width, 4 * width),
         }
         for kind, shape in shapes.items():
-            for setting in self.settings("linear", tokens):
+            for setting in self.settings("linear"):
                 name = f"{kind} {shape[1]} to {shape[0]}, {self.describe(setting)}"
                 self.announce(name)
                 keys = options.chosen(LINEAR, self.args, self.without, LINEAR)
@@ -145,10 +151,10 @@ class Bench:
                 self.table("linear", name, cases)
 
     def block(self) -> None:
-        sizes, tokens = ((32, 2, 128), 17) if self.args.smoke else ((768, 12, 3072), 1025)
-        stock = make_blocks(*sizes)
-        for setting in self.settings("block", tokens):
-            name = f"width {sizes[0]}, {self.describe(setting)}"
+        width = self.args.width
+        stock = make_blocks(width, max(2, width // 64), 4 * width)
+        for setting in self.settings("block"):
+            name = f"width {width}, {self.describe(setting)}"
             self.announce(name)
             keys = options.chosen(BLOCK, self.args, self.without)
             self.table("block", name, [block_case(stock, VARIANTS[k], setting) for k in keys])
@@ -225,7 +231,8 @@ class Bench:
         what = f"{self.args.head_channels}-channel head" if model else f"{setting.tokens} tokens"
         several = setting.micro_batches > 1 and not model
         times = f" x {setting.micro_batches} micro-batches" if several else ""
-        return f"{what}, batch {setting.batch}{times}, {setting.dtype}"
+        sparsity = "" if setting.sparsity == 0.9 else f", sparsity {setting.sparsity:g}"
+        return f"{what}, batch {setting.batch}{times}, {setting.dtype}{sparsity}"
 
     def announce(self, name: str) -> None:
         print(f"{name}: building, warming up, measuring memory", flush=True)

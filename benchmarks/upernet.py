@@ -11,7 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
-from variants import HEADS, SPARSITY, Variant, tune
+from variants import HEADS, Variant, tune
 
 import snella_seg.register  # noqa: F401
 from snella_seg.cli.machine import fit_to_machine
@@ -98,7 +98,7 @@ class UperNet:
             adapter = dict(
                 rank=self.setting.rank,
                 heads=HEADS,
-                initial_sparsity=SPARSITY,
+                initial_sparsity=self.setting.sparsity,
                 **variant.options,
             )
             cfg = copy.deepcopy(self.backbone_cfg)
@@ -106,7 +106,7 @@ class UperNet:
         model = MODELS.build(cfg).to(self.setting.device)
         self._set_weights(getattr(model, "backbone", model), own=variant.method == "full")
         if variant.method != "snella":
-            model = tune(model, variant, self.setting.rank)
+            model = tune(model, variant, self.setting.rank, self.setting.sparsity)
         if variant.method == "reference":  # what SnellaBackbone trains besides
             unfreeze(model, r"cls_token|norm\d\..*")
         model.to(self.setting.device).train()

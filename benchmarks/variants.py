@@ -11,8 +11,8 @@ from snella_seg.inject import add_adapters, freeze_base, get_method
 from snella_seg.layers import AdaptedMultiheadAttention
 from snella_seg.layers.recompute import enable_recompute
 
-SPARSITY = 0.9
 HEADS = 2
+V2 = dict(kernel="centred", sparsifier="normalised")
 PUBLISHED_DROPOUT = dict(dropout=0.1, drop_path=0.1)
 
 
@@ -74,7 +74,22 @@ VARIANTS = {
             "SNELLA v2, ours, merged",
             "snella",
             fused=True,
-            options=dict(kernel="centred", sparsifier="normalised"),
+            options=V2,
+        ),
+        Variant(
+            "v2_recompute",
+            "SNELLA v2, ours, merged, recompute",
+            "snella",
+            fused=True,
+            recompute=True,
+            options=V2,
+        ),
+        Variant(
+            "v2_half",
+            "SNELLA v2, ours, merged, half of the tokens",
+            "snella",
+            fused=True,
+            options=dict(V2, token_share=0.5),
         ),
         Variant("lora", "LoRA (peft), SDPA", "lora", fused=True),
         Variant("lora_ours", "LoRA, ours, SDPA", "lora_ours", fused=True),
@@ -93,29 +108,33 @@ LINEAR = {
     "merged": "SNELLA, ours, merged",
     "split": "SNELLA, ours, split (dropout, drop-path)",
     "v2": "SNELLA v2, ours, merged",
+    "v2_half": "SNELLA v2, ours, merged, half of the tokens",
     "lora": "LoRA (peft)",
     "lora_ours": "LoRA, ours",
     "full": "full",
     "frozen": "frozen",
 }
-BLOCK = [key for key in VARIANTS if key != "lora_stock"]
+BLOCK = [key for key in VARIANTS if key not in ("lora_stock", "v2_half")]
 MODEL = [
-    *("reference", "merged", "merged_recompute", "split", "lora", "lora_ours"),
+    *("reference", "merged", "merged_recompute", "split", "v2_recompute", "lora", "lora_ours"),
     *("full", "full_sdpa", "frozen_stock", "frozen"),
 ]
 
 
-def tune(model: nn.Module, variant: Variant, rank: int, targets="auto") -> nn.Module:
+def tune(
+    model: nn.Module, variant: Variant, rank: int, sparsity: float = 0.9, targets="auto"
+) -> nn.Module:
     """Make a stock module train as ``variant`` says, in place.
 
     Args:
         model: one layer, one block or a backbone, with the weights in place.
         rank: of the adapters or of LoRA.
+        sparsity: of SNELLA's deltas.
         targets: for SNELLA, see :func:`snella_seg.inject.select_matrices`.
     """
     if variant.method in ("snella", "lora_ours"):
         if variant.method == "snella":
-            adapter = dict(rank=rank, heads=HEADS, initial_sparsity=SPARSITY, **variant.options)
+            adapter = dict(rank=rank, heads=HEADS, initial_sparsity=sparsity, **variant.options)
         else:
             lora = get_method("lora")
             adapter = dict(rank=rank, **lora.defaults, **lora.fixed)
@@ -136,7 +155,7 @@ def tune(model: nn.Module, variant: Variant, rank: int, targets="auto") -> nn.Mo
         plain_attention(model, fused=True, packed=True)
     prepare: dict[str, Callable] = {
         "reference": lambda: add_reference(
-            model, rank=rank, sparsity=SPARSITY, heads=HEADS, **variant.options
+            model, rank=rank, sparsity=sparsity, heads=HEADS, **variant.options
         ),
         "lora": lambda: add_lora(model, rank),
         "full": lambda: model.requires_grad_(True),

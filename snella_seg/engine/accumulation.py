@@ -3,8 +3,8 @@
 Between two steps the factors stand still. So the merged weights of a sparse delta are made by the
 first micro-batch and kept where the delta is not zero, and its gradient is summed up there; only
 the last one makes the gradients of the factors. Both gradients are sums of the same terms, so they
-differ by rounding. For deltas that are made by :mod:`snella_seg.engine.native` and sparse enough
-for :mod:`~snella_seg.engine.native.sampled`; others are made anew by each micro-batch.
+differ by rounding. For sparse deltas that are made by :mod:`snella_seg.engine.native`; others are
+made anew by each micro-batch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,10 @@ from .tiles import State
 
 if TYPE_CHECKING:
     from .blocks import DeltaBlock
+
+
+#: Share of entries above which to keep them would take more than most of the weight does.
+DENSEST = 0.35
 
 
 class Accumulator:
@@ -70,7 +74,7 @@ class Accumulator:
         Raises:
             RuntimeError: when other entries take part than those whose gradients wait.
         """
-        if not (self.more or self.waits) or state[-1] is None:
+        if not (self.more or self.waits) or state[-1] is None or 1 - block.sparsity > DENSEST:
             return
         entries = Entries.of_state(state[-1], out.shape[1])
         if self.layout is None or not torch.equal(self.layout.entries.masks, entries.masks):

@@ -28,6 +28,8 @@ IMAGES = 16
 PIXELS = 8
 #: Rows of the gradient by a weight that are made at a time, since their operand is copied.
 ROWS = 1024
+#: Columns that are made at a time where they are copied to their place.
+COLUMNS = 256
 
 
 @lru_cache(maxsize=1)
@@ -38,15 +40,20 @@ def prefers_convolution() -> bool:
     MKL is the faster there. :data:`SWITCH` decides otherwise.
     """
     asked = os.environ.get(SWITCH)
-    if asked in ("0", "1"):
-        return asked == "1" and torch.backends.mkldnn.is_available()
+    wanted = asked == "1" if asked in ("0", "1") else is_wide_amd()
+    return wanted and torch.backends.mkldnn.is_available()
+
+
+@lru_cache(maxsize=1)
+def is_wide_amd() -> bool:
+    """Whether this machine's processor is one of AMD's from Zen 5 on, with units of 512 bits."""
     try:
         about = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     family = re.search(r"^cpu family\s*:\s*(\d+)", about, re.MULTILINE)
     wide = family is not None and int(family[1]) >= ZEN_5 and "avx512f" in about
-    return wide and "AuthenticAMD" in about and torch.backends.mkldnn.is_available()
+    return wide and "AuthenticAMD" in about
 
 
 def _images(rows: int) -> int | None:
@@ -74,11 +81,24 @@ def _reduced() -> bool:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weight^T + bias``, (M, out), of x (M, in) and weight (out, in)."""
-    rows, images = len(x), _images(len(x))
+    return _rows(F.conv2d(_pixels(x), weight[:, :, None, None], bias))
+
+
+def _convolve_transposed(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weight``, (M, n), of x (M, k) and weight (k, n), which is not turned."""
+    return _rows(F.conv_transpose2d(_pixels(x), weight[:, :, None, None]))
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """The rows of x (M, features) as pixels of images, (images, features, M / images, 1)."""
+    images = _images(len(x))
     assert images is not None
-    pixels = x.reshape(images, rows // images, 1, -1).permute(0, 3, 1, 2)
-    y = F.conv2d(pixels, weight[:, :, None, None], bias)
-    return y.permute(0, 2, 3, 1).reshape(rows, -1)
+    return x.reshape(images, len(x) // images, 1, -1).permute(0, 3, 1, 2)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """Pixels as rows again."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -92,25 +112,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right``, (..., n), of left (..., k) and right (k, n)."""
-    return linear(left, right.T)
+    flat = left.reshape(-1, left.shape[-1])
+    if not _fits(len(flat), *right.shape, left, right):
+        return left @ right
+    return _convolve_transposed(flat, right).view(*left.shape[:-1], -1)
 
 
 def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:
     """Write ``left @ right`` of two matrices into ``out``."""
-    if _fits(len(left), *right.shape, left, right):
-        out.copy_(_convolve(left, right.T))
-    else:
+    if not _fits(len(left), *right.shape, left, right):
         torch.mm(left, right, out=out)
+        return
+    for columns, to in zip(right.split(COLUMNS, 1), out.split(COLUMNS, 1), strict=True):
+        to.copy_(_convolve_transposed(left, columns))
 
 
 def transposed_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``left^T @ right``, (m, n), of left (M, m) and right (M, n); into ``out`` where given."""
-    parts = left.T.split(ROWS)
-    if not all(_fits(len(part), *right.shape, part, right) for part in parts):
+    parts = left.split(ROWS, 1)
+    if not all(_fits(part.shape[1], *right.shape, part, right) for part in parts):
         return torch.mm(left.T, right, out=out)
     if len(parts) == 1 and out is None:
-        return _convolve(parts[0].contiguous(), right.T)
+        return _convolve_transposed(_turned(left), right)
     out = right.new_empty(left.shape[1], right.shape[1]) if out is None else out
     for part, rows in zip(parts, out.split(ROWS), strict=True):
-        rows.copy_(_convolve(part.contiguous(), right.T))
+        rows.copy_(_convolve_transposed(_turned(part), right))
     return out
+
+
+def _turned(part: Tensor) -> Tensor:
+    """Columns (M, m) as rows (m, M). torch turns a whole matrix several times as fast as a part."""
+    return part.contiguous().T.contiguous()

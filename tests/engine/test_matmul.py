@@ -15,15 +15,15 @@ def convolutions(monkeypatch):
     """Convolutions for all products that have a divisor, and a list of those that were taken."""
     torch.manual_seed(0)
     taken = []
-    convolve = matmul._convolve
+    pixels = matmul._pixels
 
-    def counted(x, weight, bias=None):
-        taken.append((*x.shape, len(weight)))
-        return convolve(x, weight, bias)
+    def counted(x):
+        taken.append(tuple(x.shape))
+        return pixels(x)
 
     monkeypatch.setattr(matmul, "prefers_convolution", lambda: True)
     monkeypatch.setattr(matmul, "LEAST", 1)
-    monkeypatch.setattr(matmul, "_convolve", counted)
+    monkeypatch.setattr(matmul, "_pixels", counted)
     return taken
 
 
@@ -60,7 +60,15 @@ def test_tall_gradients_are_made_in_parts(convolutions, monkeypatch):
     monkeypatch.setattr(matmul, "ROWS", 128)
     g, x = torch.randn(160, 384), torch.randn(160, 64)
     equal(matmul.transposed_matmul(g, x), g.double().T @ x.double())
-    assert convolutions == [(128, 160, 64)] * 3
+    assert convolutions == [(128, 160)] * 3
+
+
+def test_columns_in_their_place_are_made_in_parts(convolutions, monkeypatch):
+    monkeypatch.setattr(matmul, "COLUMNS", 128)
+    g, w, out = torch.randn(160, 96), torch.randn(96, 320), torch.empty(160, 320)
+    matmul.matmul_into(g, w, out)
+    equal(out, g.double() @ w.double())
+    assert len(convolutions) == 3
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_others_stay_as_they_are(convolutions, rows, features, dtype):
 
 
 def test_small_products_and_other_processors_stay(monkeypatch):
-    monkeypatch.setattr(matmul, "_convolve", None)
+    monkeypatch.setattr(matmul, "_pixels", None)
     x, w = torch.randn(128, 64), torch.randn(64, 64)
     monkeypatch.setattr(matmul, "prefers_convolution", lambda: True)
     assert torch.equal(matmul.linear(x, w), F.linear(x, w))
@@ -125,11 +133,14 @@ def test_the_processor_decides(monkeypatch, tmp_path, vendor, family, flags, fou
     about.write_text(f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n")
     monkeypatch.setattr(matmul, "Path", lambda _: about)
     monkeypatch.delenv(matmul.SWITCH, raising=False)
-    matmul.prefers_convolution.cache_clear()
+    cached = (matmul.prefers_convolution, matmul.is_wide_amd)
+    for each in cached:
+        each.cache_clear()
     try:
         assert matmul.prefers_convolution() is found
     finally:
-        matmul.prefers_convolution.cache_clear()
+        for each in cached:
+            each.cache_clear()
 
 
 RULES = {

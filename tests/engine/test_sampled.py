@@ -75,7 +75,7 @@ def test_forward_marks_the_entries_that_take_part():
     for columns in (slice(0, 150), slice(64, 128), slice(30, 150), torch.tensor([3, 64, 149])):
         expected, found = entries_of(out[:, columns] != 0), entries.of(columns)
         assert torch.equal(found.masks, expected.masks) and found.columns == expected.columns
-    dense = native.write_delta(tuple(params), rule, 0.5, bracket, out)
+    dense = native.write_delta(tuple(params), rule, 0.3, bracket, out)
     assert native.NativeMatrix(tuple(params), rule, dense).entries is None
 
 

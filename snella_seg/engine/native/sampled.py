@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .. import columns as cut
 from ..columns import Columns
+from ..matmul import is_wide_amd
 from .strips import LANES, STRIP, run, strips_of
 
-#: Share of entries above which the whole product is the faster.
-DENSEST = 0.35
+#: Share of entries above which the whole product is the faster; on AMD's from Zen 5 on.
+DENSEST, DENSEST_WIDE_AMD = 0.35, 0.6
 #: Rows of the product that are made together, as in ``sampled.c``.
 BLOCK = 128
 
@@ -57,6 +58,11 @@ class Entries:
             bits = (self.masks[some // STRIP] >> (some % STRIP)[:, None]) & 1
             parts.append((bits << torch.arange(len(some))[:, None]).sum(0))
         return Entries(torch.stack(parts), len(chosen))
+
+
+def densest() -> float:
+    """The largest share of entries for which they alone are made on this machine's processor."""
+    return DENSEST_WIDE_AMD if is_wide_amd() else DENSEST
 
 
 def can_sample(left: Tensor, right: Tensor) -> bool:
