@@ -20,7 +20,12 @@ pytestmark = [
         not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
     ),
 ]
-FAMILIES = ["timm ViT", "mmseg VisionTransformer"]
+FAMILIES = [
+    "timm ViT",
+    "mmseg VisionTransformer",
+    "mmseg SwinTransformer",
+    "mmseg MixVisionTransformer",
+]
 
 
 @pytest.fixture(autouse=True)
