@@ -7,8 +7,10 @@ elsewhere nothing changes. The processor decides and never a clock, so that a ru
 when it is resumed.
 """
 
+import math
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,8 +30,10 @@ IMAGES = 16
 PIXELS = 8
 #: Rows of the gradient by a weight that are made at a time, since their operand is copied.
 ROWS = 1024
-#: Columns that are made at a time where they are copied to their place.
+#: Columns of a result that are made at a time where they are copied to their place, at least.
 COLUMNS = 256
+#: Weights of which oneDNN may always make a copy, as it does for its own order of them.
+COPIED = 1 << 20
 
 
 @lru_cache(maxsize=1)
@@ -106,8 +110,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // max(1, x.shape[-1])
     if not _fits(rows, x.shape[-1], len(weight), x, weight):
         return F.linear(x, weight, bias)
-    y = _convolve(x.reshape(rows, -1), weight, bias)
-    return y.view(*x.shape[:-1], -1)
+    flat = x.reshape(rows, -1)
+
+    def make(part: slice) -> Tensor:
+        return _convolve(flat, weight[part], None if bias is None else bias[part])
+
+    return _in_parts(make, flat, weight, len(weight)).view(*x.shape[:-1], -1)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -115,7 +123,25 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     flat = left.reshape(-1, left.shape[-1])
     if not _fits(len(flat), *right.shape, left, right):
         return left @ right
-    return _convolve_transposed(flat, right).view(*left.shape[:-1], -1)
+
+    def make(part: slice) -> Tensor:
+        return _convolve_transposed(flat, right[:, part])
+
+    return _in_parts(make, flat, right, right.shape[1]).view(*left.shape[:-1], -1)
+
+
+def _in_parts(make: Callable[[slice], Tensor], x: Tensor, weight: Tensor, columns: int) -> Tensor:
+    """A result (M, columns) of x (M, ...) and a weight, in as many parts as let oneDNN's copy of
+    the weight be no larger than the result, or small."""
+    parts = math.ceil(weight.numel() / max(COPIED, len(x) * columns))
+    width = max(COLUMNS, math.ceil(columns / parts))
+    if width >= columns:
+        return make(slice(None))
+    out = x.new_empty(len(x), columns)
+    for start in range(0, columns, width):
+        part = slice(start, start + width)
+        out[:, part] = make(part)
+    return out
 
 
 def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:

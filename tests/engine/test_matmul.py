@@ -63,6 +63,20 @@ def test_tall_gradients_are_made_in_parts(convolutions, monkeypatch):
     assert convolutions == [(128, 160)] * 3
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_weights_are_copied_in_parts(convolutions, monkeypatch, bias):
+    monkeypatch.setattr(matmul, "COPIED", 1)
+    monkeypatch.setattr(matmul, "COLUMNS", 64)
+    x, w, g = torch.randn(2, 80, 480), torch.randn(200, 480) / 20, torch.randn(160, 96)
+    b = torch.randn(200) if bias else None
+    y = matmul.linear(x, w, b)
+    equal(y, F.linear(x.double(), w.double(), None if b is None else b.double()))
+    assert len(convolutions) == 3  # the weight is three times the result
+    other = torch.randn(96, 320)
+    equal(matmul.matmul(g, other), g.double() @ other.double())
+    assert len(convolutions) == 4  # and here it is smaller
+
+
 def test_columns_in_their_place_are_made_in_parts(convolutions, monkeypatch):
     monkeypatch.setattr(matmul, "COLUMNS", 128)
     g, w, out = torch.randn(160, 96), torch.randn(96, 320), torch.empty(160, 320)
