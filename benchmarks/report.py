@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ COLUMNS = {
     "per_step": ("ms per step", "{:.3f}"),
     "share": ("share of the step, %", "{:.2f}"),
 }
+#: Variables that are part of a command where they are set.
+SWITCHES = ("OMP_NUM_THREADS", "SNELLA_NATIVE", "SNELLA_ONEDNN")
 MEMORY_NOTE = {
     "cpu": "peak and held: all allocations of one step, recorded by torch.profiler and replayed "
     "(oneDNN's scratch space and numpy's arrays are not seen)",
@@ -66,7 +69,9 @@ def environment(device: torch.device) -> dict[str, str]:
     arguments = sys.argv[1:]
     if "--out" in arguments:  # a folder of this machine
         del arguments[arguments.index("--out") : arguments.index("--out") + 2]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    command = shlex.join([*switches, "python", script, *arguments])
     return dict(
         hardware=hardware,
         versions=", ".join(versions),
@@ -158,7 +163,8 @@ def slug(text: str) -> str:
 
 
 def table_text(columns: list[str], rows: list[dict]) -> str:
-    """A Markdown table; a row that failed says how."""
+    """A Markdown table of the columns that any row has; a row that failed says how."""
+    columns = [c for c in columns if c in ("label", "ms") or any(c in row for row in rows)]
     lines = [[COLUMNS[c][0] for c in columns], ["---"] * len(columns)]
     for row in rows:
         cells = [_cell(c, row) for c in columns]

@@ -9,6 +9,7 @@ figures beside them are not versioned: without them a page begins anew.
 
 import copy
 import functools
+import os
 
 import options
 import torch
@@ -17,7 +18,7 @@ from cases import Setting, block_case, linear_case, make_blocks
 from measure import RELATIONS, Case, compare, measure, time_call
 from report import Report, device_name, slug
 from upernet import CONFIGS, UperNet
-from variants import BLOCK, LINEAR, MODEL, VARIANTS
+from variants import BLOCK, LINEAR, LINEAR_ROWS, MODEL, VARIANTS
 
 from snella_seg.budget.importances import ImportanceTracker
 from snella_seg.engine.threshold_search import ThresholdSearch
@@ -77,6 +78,7 @@ def parse_args():
         default=512,
         help="width of the UperNet head; 64 makes the backbone's share visible",
     )
+    p.add_argument("--page", help="name of the machine, for a page of its own")
     p.add_argument("--sparsity", type=float, default=0.9, help="of the deltas")
     p.add_argument("--width", type=int, default=768, help="of a layer or block")
     p.add_argument("--tokens", type=int, default=1025, help="of an image, for a layer or block")
@@ -102,8 +104,8 @@ class Bench:
         self.args = args
         self.missing = peft_missing()
         self.without = {"lora", "lora_stock"} if self.missing else set()
-        stem = f"step_{device_name(args.device)}"
-        title = f"Cost of a training step on {device_name(args.device)}"
+        machine = args.page or device_name(args.device)
+        stem, title = f"step_{slug(machine)}", f"Cost of a training step on {machine}"
         self.report = Report(args.out, stem, title, INTRO, args.device)
 
     def run(self) -> None:
@@ -126,12 +128,12 @@ class Bench:
         for batch in self.args.batch or BATCHES[section]:
             yield Setting(
                 self.args.device,
-                self.args.dtype,
-                self.args.rank,
-                batch,
-                self.args.tokens,
-                self.args.micro_batches,
-                self.args.sparsity,
+                dtype=self.args.dtype,
+                rank=self.args.rank,
+                batch=batch,
+                tokens=self.args.tokens,
+                micro_batches=self.args.micro_batches,
+                sparsity=self.args.sparsity,
             )
 
     def linear(self) -> None:
@@ -146,13 +148,13 @@ class Bench:
             for setting in self.settings("linear"):
                 name = f"{kind} {shape[1]} to {shape[0]}, {self.describe(setting)}"
                 self.announce(name)
-                keys = options.chosen(LINEAR, self.args, self.without, LINEAR)
+                keys = options.chosen(LINEAR_ROWS, self.args, self.without, LINEAR)
                 cases = [linear_case(kind, shape, VARIANTS[k], LINEAR[k], setting) for k in keys]
                 self.table("linear", name, cases)
 
     def block(self) -> None:
         width = self.args.width
-        stock = make_blocks(width, max(2, width // 64), 4 * width)
+        stock = make_blocks(width, 2 if width % 64 else width // 64, 4 * width)
         for setting in self.settings("block"):
             name = f"width {width}, {self.describe(setting)}"
             self.announce(name)
@@ -232,7 +234,8 @@ class Bench:
         several = setting.micro_batches > 1 and not model
         times = f" x {setting.micro_batches} micro-batches" if several else ""
         sparsity = "" if setting.sparsity == 0.9 else f", sparsity {setting.sparsity:g}"
-        return f"{what}, batch {setting.batch}{times}, {setting.dtype}{sparsity}"
+        library = ", all by MKL" if os.environ.get("SNELLA_ONEDNN") == "0" else ""
+        return f"{what}, batch {setting.batch}{times}, {setting.dtype}{sparsity}{library}"
 
     def announce(self, name: str) -> None:
         print(f"{name}: building, warming up, measuring memory", flush=True)

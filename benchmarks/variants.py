@@ -25,7 +25,7 @@ class Variant:
         label: name in tables.
         method: 'reference', 'snella', 'lora' (peft's), 'lora_ours', 'full' or 'frozen'.
         fused: attention by ``scaled_dot_product_attention``; else as the stock module does it.
-        recompute: GELU and LayerNorm outputs are recomputed in backward (SNELLA only).
+        recompute: GELU and LayerNorm outputs are recomputed in backward (ours only).
         options: of the adapter.
     """
 
@@ -93,6 +93,13 @@ VARIANTS = {
         ),
         Variant("lora", "LoRA (peft), SDPA", "lora", fused=True),
         Variant("lora_ours", "LoRA, ours, SDPA", "lora_ours", fused=True),
+        Variant(
+            "lora_ours_recompute",
+            "LoRA, ours, SDPA, recompute",
+            "lora_ours",
+            fused=True,
+            recompute=True,
+        ),
         Variant("lora_stock", "LoRA (peft), stock attention", "lora"),
         Variant("full", "full, stock attention", "full"),
         Variant("full_sdpa", "full, SDPA", "full", fused=True),
@@ -114,9 +121,12 @@ LINEAR = {
     "full": "full",
     "frozen": "frozen",
 }
+#: What the sections measure unless the command says otherwise.
+LINEAR_ROWS = [key for key in LINEAR if key != "v2_half"]
 BLOCK = [key for key in VARIANTS if key not in ("lora_stock", "v2_half")]
 MODEL = [
     *("reference", "merged", "merged_recompute", "split", "v2_recompute", "lora", "lora_ours"),
+    "lora_ours_recompute",
     *("full", "full_sdpa", "frozen_stock", "frozen"),
 ]
 

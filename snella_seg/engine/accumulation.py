@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .blocks import DeltaBlock
 
 
-#: Share of entries above which to keep them would take more than most of the weight does.
-DENSEST = 0.35
+#: Share of entries up to which they are kept: at 8 bytes each, little more than half of what a
+#: weight in single precision and its gradient take.
+MAX_DENSITY = 0.35
 
 
 class Accumulator:
@@ -74,16 +75,21 @@ class Accumulator:
         Raises:
             RuntimeError: when other entries take part than those whose gradients wait.
         """
-        if not (self.more or self.waits) or state[-1] is None or 1 - block.sparsity > DENSEST:
+        if not (self.more or self.waits):
+            return
+        changed = RuntimeError(
+            "factors or sparsity were changed while gradients of earlier micro-batches wait: call "
+            "accumulate_gradients(model, False) before the last one"
+        )
+        if state[-1] is None or 1 - block.sparsity > MAX_DENSITY:
+            if self.waits:
+                raise changed
             return
         entries = Entries.of_state(state[-1], out.shape[1])
         if self.layout is None or not torch.equal(self.layout.entries.masks, entries.masks):
             layout, sums = Layout.of(entries), self.sums
             if sums is not None and (self.layout is not None or len(sums) != layout.size):
-                raise RuntimeError(
-                    "factors or sparsity were changed while gradients of earlier micro-batches "
-                    "wait: call accumulate_gradients(model, False) before the last one"
-                )
+                raise changed
             self.layout = layout
         self.state, self._made_for = state, _seen(block, base, scale)
         self.merged = out.new_empty(self.layout.size)

@@ -9,28 +9,26 @@ when it is resumed.
 
 import math
 import os
-import re
-from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .processor import is_zen_5
+
 #: ``SNELLA_ONEDNN=0`` leaves all products to MKL, ``1`` none of the large ones.
 SWITCH = "SNELLA_ONEDNN"
-#: The family of AMD's processors with units of 512 bits.
-ZEN_5 = 26
 #: Multiplications from which a convolution pays, and the least number of features.
 LEAST, NARROW = 1 << 24, 64
 #: torch takes a convolution of one pixel to oneDNN from this number of images on (with one thread).
 IMAGES = 16
 #: Pixels of an image below which oneDNN is slow.
 PIXELS = 8
-#: Rows of the gradient by a weight that are made at a time, since their operand is copied.
-ROWS = 1024
-#: Columns of a result that are made at a time where they are copied to their place, at least.
+#: Rows of the gradient by a weight, and tokens over which it is summed, that are taken at a time,
+#: since their operands are copied.
+ROWS, TOKENS = 1024, 2048
+#: Columns of a result that are made at a time where they are copied to their place.
 COLUMNS = 256
 #: Weights of which oneDNN may always make a copy, as it does for its own order of them.
 COPIED = 1 << 20
@@ -40,24 +38,11 @@ COPIED = 1 << 20
 def prefers_convolution() -> bool:
     """Whether this machine's processor is of a kind on which convolutions are the faster products.
 
-    Known of AMD's from Zen 5 on (family 26); Zen 4 takes a vector of 512 bits in two halves, and
-    MKL is the faster there. :data:`SWITCH` decides otherwise.
+    Known of AMD's from Zen 5 on; on Zen 4 MKL is the faster. :data:`SWITCH` decides otherwise.
     """
     asked = os.environ.get(SWITCH)
-    wanted = asked == "1" if asked in ("0", "1") else is_wide_amd()
+    wanted = asked == "1" if asked in ("0", "1") else is_zen_5()
     return wanted and torch.backends.mkldnn.is_available()
-
-
-@lru_cache(maxsize=1)
-def is_wide_amd() -> bool:
-    """Whether this machine's processor is one of AMD's from Zen 5 on, with units of 512 bits."""
-    try:
-        about = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    family = re.search(r"^cpu family\s*:\s*(\d+)", about, re.MULTILINE)
-    wide = family is not None and int(family[1]) >= ZEN_5 and "avx512f" in about
-    return wide and "AuthenticAMD" in about
 
 
 def _images(rows: int) -> int | None:
@@ -106,42 +91,32 @@ def _rows(images: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, (..., out), of x (..., in) and weight (out, in)."""
-    rows = x.numel() // max(1, x.shape[-1])
-    if not _fits(rows, x.shape[-1], len(weight), x, weight):
+    """``F.linear``, (..., out), of x (..., in) and weight (out, in).
+
+    oneDNN copies the weight into an order of its own. Where that copy would be large, and larger
+    than the result, the result is made in parts.
+    """
+    rows, outs = _rows_of(x), len(weight)
+    if not _fits(rows, x.shape[-1], outs, x, weight):
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, -1)
-
-    def make(part: slice) -> Tensor:
-        return _convolve(flat, weight[part], None if bias is None else bias[part])
-
-    return _in_parts(make, flat, weight, len(weight)).view(*x.shape[:-1], -1)
+    count = math.ceil(weight.numel() / max(COPIED, rows * outs))
+    parts = _parts(outs, max(COLUMNS, math.ceil(outs / count)))
+    if len(parts) == 1:
+        return _convolve(flat, weight, bias).view(*x.shape[:-1], -1)
+    y = x.new_empty(rows, outs)
+    for part in parts:
+        y[:, part] = _convolve(flat, weight[part], None if bias is None else bias[part])
+    return y.view(*x.shape[:-1], -1)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right``, (..., n), of left (..., k) and right (k, n)."""
-    flat = left.reshape(-1, left.shape[-1])
-    if not _fits(len(flat), *right.shape, left, right):
+    rows = _rows_of(left)
+    if not _fits(rows, *right.shape, left, right):
         return left @ right
-
-    def make(part: slice) -> Tensor:
-        return _convolve_transposed(flat, right[:, part])
-
-    return _in_parts(make, flat, right, right.shape[1]).view(*left.shape[:-1], -1)
-
-
-def _in_parts(make: Callable[[slice], Tensor], x: Tensor, weight: Tensor, columns: int) -> Tensor:
-    """A result (M, columns) of x (M, ...) and a weight, in as many parts as let oneDNN's copy of
-    the weight be no larger than the result, or small."""
-    parts = math.ceil(weight.numel() / max(COPIED, len(x) * columns))
-    width = max(COLUMNS, math.ceil(columns / parts))
-    if width >= columns:
-        return make(slice(None))
-    out = x.new_empty(len(x), columns)
-    for start in range(0, columns, width):
-        part = slice(start, start + width)
-        out[:, part] = make(part)
-    return out
+    y = _convolve_transposed(left.reshape(rows, -1), right)
+    return y.view(*left.shape[:-1], -1)
 
 
 def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -149,23 +124,43 @@ def matmul_into(left: Tensor, right: Tensor, out: Tensor) -> None:
     if not _fits(len(left), *right.shape, left, right):
         torch.mm(left, right, out=out)
         return
-    for columns, to in zip(right.split(COLUMNS, 1), out.split(COLUMNS, 1), strict=True):
-        to.copy_(_convolve_transposed(left, columns))
+    left = left.contiguous()
+    for part in _parts(right.shape[1], COLUMNS):
+        out[:, part] = _convolve_transposed(left, right[:, part])
 
 
 def transposed_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """``left^T @ right``, (m, n), of left (M, m) and right (M, n); into ``out`` where given."""
+    """``left^T @ right``, (m, n), of left (M, m) and right (M, n); into ``out`` where given.
+
+    ``TOKENS`` and ``ROWS`` bound what is copied: some columns of left, and all of right.
+    """
     parts = left.split(ROWS, 1)
     if not all(_fits(part.shape[1], *right.shape, part, right) for part in parts):
         return torch.mm(left.T, right, out=out)
-    if len(parts) == 1 and out is None:
-        return _convolve_transposed(_turned(left), right)
     out = right.new_empty(left.shape[1], right.shape[1]) if out is None else out
+    count = math.ceil(len(right) / TOKENS)
     for part, rows in zip(parts, out.split(ROWS), strict=True):
-        rows.copy_(_convolve_transposed(_turned(part), right))
+        for number, (some, those) in enumerate(
+            zip(part.chunk(count), right.chunk(count), strict=True)
+        ):
+            made = _convolve_transposed(_as_rows(some), those)
+            rows.copy_(made) if number == 0 else rows.add_(made)
     return out
 
 
-def _turned(part: Tensor) -> Tensor:
-    """Columns (M, m) as rows (m, M). torch turns a whole matrix several times as fast as a part."""
+def _rows_of(x: Tensor) -> int:
+    """How many rows of features there are, M of (M, features)."""
+    return x.numel() // max(1, x.shape[-1])
+
+
+def _parts(columns: int, widest: int) -> list[slice]:
+    """Cut columns into parts of equal width, a multiple of ``NARROW``, of about ``widest``."""
+    count = math.ceil(columns / widest)
+    width = NARROW * math.ceil(columns / count / NARROW)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
+def _as_rows(part: Tensor) -> Tensor:
+    """Columns (M, m) as rows (m, M). torch turns a contiguous matrix several times as fast as a
+    part of one, so that a part is copied before."""
     return part.contiguous().T.contiguous()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snella_seg.engine import DeltaBlock, adapted_linear, matmul
+from snella_seg.engine import DeltaBlock, adapted_linear, matmul, processor
 from snella_seg.functional import DeltaRule
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -63,25 +63,47 @@ def test_tall_gradients_are_made_in_parts(convolutions, monkeypatch):
     assert convolutions == [(128, 160)] * 3
 
 
+def test_gradients_of_many_tokens_are_summed_in_parts(convolutions, monkeypatch):
+    monkeypatch.setattr(matmul, "TOKENS", 100)
+    g, x, out = torch.randn(250, 128), torch.randn(250, 64), torch.empty(128, 100)
+    matmul.transposed_matmul(g, x, out[:, 20:84])
+    equal(out[:, 20:84], g.double().T @ x.double())
+    assert [tokens for _, tokens in convolutions] == [84, 84, 82]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_large_weights_are_copied_in_parts(convolutions, monkeypatch, bias):
+    copied, convolve = [], matmul._convolve
+
+    def seen(x, weight, bias):
+        copied.append(tuple(weight.shape))
+        return convolve(x, weight, bias)
+
     monkeypatch.setattr(matmul, "COPIED", 1)
     monkeypatch.setattr(matmul, "COLUMNS", 64)
-    x, w, g = torch.randn(2, 80, 480), torch.randn(200, 480) / 20, torch.randn(160, 96)
+    monkeypatch.setattr(matmul, "_convolve", seen)
+    x, w, g = torch.randn(2, 80, 480), torch.randn(200, 480) / 20, torch.randn(512, 96)
     b = torch.randn(200) if bias else None
     y = matmul.linear(x, w, b)
     equal(y, F.linear(x.double(), w.double(), None if b is None else b.double()))
-    assert len(convolutions) == 3  # the weight is three times the result
-    other = torch.randn(96, 320)
-    equal(matmul.matmul(g, other), g.double() @ other.double())
-    assert len(convolutions) == 4  # and here it is smaller
+    assert copied == [(128, 480), (72, 480)]  # the weight is three times the result
+    assert len(convolutions) == 2
+    small = torch.randn(200, 96) / 10
+    equal(matmul.linear(g, small), g.double() @ small.double().T)
+    assert len(convolutions) == 3  # and here it is smaller
+
+
+def test_a_product_without_features(convolutions):
+    assert torch.equal(matmul.matmul(torch.randn(5, 0), torch.randn(0, 7)), torch.zeros(5, 7))
+    assert torch.equal(matmul.linear(torch.randn(5, 0), torch.randn(7, 0)), torch.zeros(5, 7))
 
 
 def test_columns_in_their_place_are_made_in_parts(convolutions, monkeypatch):
     monkeypatch.setattr(matmul, "COLUMNS", 128)
-    g, w, out = torch.randn(160, 96), torch.randn(96, 320), torch.empty(160, 320)
-    matmul.matmul_into(g, w, out)
-    equal(out, g.double() @ w.double())
+    g, w, out = torch.randn(160, 192)[:, ::2], torch.randn(96, 300), torch.zeros(160, 320)
+    matmul.matmul_into(g, w, out[:, 10:310])
+    equal(out[:, 10:310], g.double() @ w.double())
+    assert not out[:, :10].any() and not out[:, 310:].any()
     assert len(convolutions) == 3
 
 
@@ -145,9 +167,9 @@ def test_the_switch_decides(monkeypatch, asked, found):
 def test_the_processor_decides(monkeypatch, tmp_path, vendor, family, flags, found):
     about = tmp_path / "cpuinfo"
     about.write_text(f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(matmul, "Path", lambda _: about)
+    monkeypatch.setattr(processor, "Path", lambda _: about)
     monkeypatch.delenv(matmul.SWITCH, raising=False)
-    cached = (matmul.prefers_convolution, matmul.is_wide_amd)
+    cached = (matmul.prefers_convolution, processor.is_zen_5)
     for each in cached:
         each.cache_clear()
     try:

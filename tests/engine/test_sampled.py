@@ -65,6 +65,18 @@ def test_nan_reaches_the_entries_it_belongs_to():
     assert found[2].isnan().all() and found.isnan().sum() == 70
 
 
+@pytest.mark.parametrize(("zen_5", "found"), [(False, False), (True, True)])
+def test_the_processor_decides_up_to_which_density(monkeypatch, zen_5, found):
+    monkeypatch.setattr(sampled, "is_zen_5", lambda: zen_5)
+    rule, params = DeltaRule(), [torch.randn(2, n, 16) for n in (150, 37)]
+    params += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)]
+    out, bracket = torch.empty(37, 150), DeltaBlock(0, 1, rule, 0, ()).bracket
+    for sparsity, expected in ((0.8, True), (0.5, found), (0.3, False)):
+        state = native.write_delta(tuple(params), rule, sparsity, bracket, out)
+        entries = native.NativeMatrix(tuple(params), rule, state).entries
+        assert (entries is not None) is expected
+
+
 def test_forward_marks_the_entries_that_take_part():
     rule, params = DeltaRule(), [torch.randn(2, n, 16) for n in (150, 37)]
     params += [torch.tensor([v]) for v in (0.9, 0.7, 0.05)]
@@ -75,8 +87,6 @@ def test_forward_marks_the_entries_that_take_part():
     for columns in (slice(0, 150), slice(64, 128), slice(30, 150), torch.tensor([3, 64, 149])):
         expected, found = entries_of(out[:, columns] != 0), entries.of(columns)
         assert torch.equal(found.masks, expected.masks) and found.columns == expected.columns
-    dense = native.write_delta(tuple(params), rule, 0.3, bracket, out)
-    assert native.NativeMatrix(tuple(params), rule, dense).entries is None
 
 
 @pytest.mark.parametrize("kernel", ["mixed", "centred"])

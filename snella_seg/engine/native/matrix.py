@@ -15,7 +15,7 @@ from .. import columns as cut
 from ..columns import Columns, Product
 from ..threshold_search import Bracket, ThresholdSearch
 from .library import Guess, Matrix
-from .sampled import Entries, densest
+from .sampled import Entries, max_density
 from .strips import LANES, STRIP, run, strips_of
 
 #: Strips that are summed together, as in ``distance.c``.
@@ -285,7 +285,7 @@ def write_delta(
                 search.add(rows)
             found = search.finish(out)
         threshold, masks = found, matrix.merge(out, means, base, float(found), scale)
-    kept = masks.view(torch.float32) if 1 - sparsity <= densest() else None
+    kept = masks.view(torch.float32) if 1 - sparsity <= max_density() else None
     active = Entries(masks, out.shape[1]).active()
     return threshold, active, unit, matrix.first, matrix.second, matrix.means, kept
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from .. import columns as cut
 from ..columns import Columns
-from ..matmul import is_wide_amd
+from ..processor import is_zen_5
 from .strips import LANES, STRIP, run, strips_of
 
-#: Share of entries above which the whole product is the faster; on AMD's from Zen 5 on.
-DENSEST, DENSEST_WIDE_AMD = 0.35, 0.6
+#: Share of entries up to which they alone are made faster than the whole product, ...
+MAX_DENSITY = 0.35
+#: ... and on AMD's processors from Zen 5 on.
+MAX_DENSITY_ZEN_5 = 0.6
 #: Rows of the product that are made together, as in ``sampled.c``.
 BLOCK = 128
 
@@ -60,9 +62,9 @@ class Entries:
         return Entries(torch.stack(parts), len(chosen))
 
 
-def densest() -> float:
-    """The largest share of entries for which they alone are made on this machine's processor."""
-    return DENSEST_WIDE_AMD if is_wide_amd() else DENSEST
+def max_density() -> float:
+    """Share of entries up to which they alone are made on this machine's processor."""
+    return MAX_DENSITY_ZEN_5 if is_zen_5() else MAX_DENSITY
 
 
 def can_sample(left: Tensor, right: Tensor) -> bool:
