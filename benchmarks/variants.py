@@ -86,9 +86,10 @@ VARIANTS = {
         ),
         Variant(
             "v2_half",
-            "SNELLA v2, ours, merged, half of the tokens",
+            "SNELLA v2, ours, merged, recompute, half of the tokens",
             "snella",
             fused=True,
+            recompute=True,
             options=dict(V2, token_share=0.5),
         ),
         Variant("lora", "LoRA (peft), SDPA", "lora", fused=True),
