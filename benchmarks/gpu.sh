@@ -28,7 +28,7 @@ if [ -n "$dry" ]; then
     export CUDA_VISIBLE_DEVICES=
 else
     step="--device cuda --rounds 10 --model-rounds 7"; checks=""
-    tests="tests/engine/test_triton_delta.py tests/engine/test_self_check.py"
+    tests="tests/engine/gpu tests/engine/test_self_check.py"
     nvidia-smi > "$out/machine.txt" 2>&1
 fi
 rows="merged merged_recompute v2 lora lora_ours full full_sdpa frozen"

@@ -11,7 +11,8 @@ import sys
 import torch
 from torch import nn
 
-from snella_seg.engine import triton_delta, triton_kernels
+from snella_seg.engine import gpu
+from snella_seg.engine.gpu import delta_kernels, gradient_kernels, language
 from snella_seg.engine.self_check import example
 from snella_seg.functional import DeltaRule
 from snella_seg.inject import add_adapters
@@ -44,12 +45,12 @@ class Check:
             for seed in range(draws):
                 shape = (130, 70) if seed % 2 == 0 else (64, 96)
                 params, grad = self.draw(rule, seed, shape)
-                delta, state = triton_delta.launch_delta(params, rule, 0.7)
+                delta, state = gpu.launch_delta(params, rule, 0.7)
                 again = torch.empty_like(delta)
-                triton_delta.launch_backward(params, rule, state, grad, out=again)
+                gpu.launch_backward(params, rule, state, grad, out=again)
                 require(torch.equal(delta, again), f"{rule}, draw {seed}: other bits in backward")
                 beside = (delta == 0).float()
-                grads = triton_delta.launch_backward(params, rule, state, beside)
+                grads = gpu.launch_backward(params, rule, state, beside)
                 moved = any(bool(g.any()) for g in grads if g is not None)
                 require(not moved, f"{rule}, draw {seed}: a gradient beside the mask")
             print(f"{rule}: {draws} draws agree")
@@ -65,8 +66,8 @@ class Check:
             print(f"{rule}: the same bits twice")
 
     def _all(self, params, rule, grad):
-        delta, state = triton_delta.launch_delta(params, rule, 0.9)
-        return [delta, *state, *triton_delta.launch_backward(params, rule, state, grad)]
+        delta, state = gpu.launch_delta(params, rule, 0.9)
+        return [delta, *state, *gpu.launch_backward(params, rule, state, grad)]
 
     def stream(self) -> None:
         """The same bits on a stream of one's own as on the default one."""
@@ -136,8 +137,10 @@ class Check:
         for rule in RULES:
             params, grad = self.draw(rule, 0, (768, 768))
             self._all(params, rule, grad)
-        lines = 0
-        for name, kernel in vars(triton_kernels).items():
+        lines, found = 0, {}
+        for module in (language, delta_kernels, gradient_kernels):
+            found |= vars(module)
+        for name, kernel in found.items():
             for caches in getattr(kernel, "device_caches", {}).values():
                 for built in caches[0].values() if name.endswith("_kernel") else ():
                     built._init_handles()
@@ -156,12 +159,12 @@ class Check:
         rule = DeltaRule("centred", "normalised")
         generator = torch.Generator().manual_seed(0)
         params = tuple(torch.randn(2, n, 4, generator=generator).cuda() for n in reversed(shape))
-        delta, state = triton_delta.launch_delta(params, rule, 0.9)
+        delta, state = gpu.launch_delta(params, rule, 0.9)
         kept = sum(int((rows != 0).sum()) for rows in delta.split(2048))
         share = kept / delta.numel()
         require(abs(share - 0.1) < 1e-4, f"{share:.5f} of the entries take part, not 0.1")
         again = torch.empty_like(delta)
-        grads = triton_delta.launch_backward(params, rule, state, delta, out=again)
+        grads = gpu.launch_backward(params, rule, state, delta, out=again)
         require(torch.equal(delta, again), "other bits in backward")
         finite = all(bool(g.isfinite().all()) for g in grads if g is not None)
         require(finite and bool(grads[1][:, -64:].any()), "gradients of the last rows are missing")
@@ -188,7 +191,7 @@ def main() -> None:
         print("skipped: needs a GPU")
         return
     device = torch.device("cpu" if args.dry_run else "cuda")
-    if not triton_delta.available(device):
+    if not gpu.available(device):
         sys.exit(f"error: Triton cannot run on {device}; --dry-run needs TRITON_INTERPRET=1")
     getattr(Check(args.dry_run), args.check)()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snella_seg.engine import triton_delta
+from snella_seg.engine.gpu.language import triton
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = """#!/bin/sh
@@ -36,7 +36,7 @@ def test_a_failure_ends_no_other_step(tmp_path):
     assert "--dtype amp" in logs["model_bf16"] and "--dtype fp32" in logs["model_tf32"]
 
 
-@pytest.mark.skipif(triton_delta.triton is None, reason="needs Triton")
+@pytest.mark.skipif(triton is None, reason="needs Triton")
 @pytest.mark.parametrize("check", ["masks", "bits", "index"])
 def test_checks_run_in_the_interpreter(check):
     settings = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

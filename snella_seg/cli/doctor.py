@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..engine import DeltaBlock, merge_deltas
-from ..engine import triton_delta as on_gpu
+from ..engine import gpu as on_gpu
 from ..engine.blocks import MadeBlock, makers
 from ..engine.self_check import Path, disagreement, example, native_finding, triton_reason
 from ..engine.stack import product_backward
@@ -26,13 +26,14 @@ from ..inject import METHODS
 from ..layers import SnellaAdapter
 from ..version import __version__
 from .failures import plain_errors
+from .tile_tuning import tune
 
 #: Distributions whose versions are told: torch's and both families of the OpenMMLab packages.
 PACKAGES = (
     "torch", "triton", "numpy", "timm", "onedl-mmengine", "onedl-mmcv",
     "onedl-mmsegmentation", "mmengine", "mmcv", "mmsegmentation",
 )  # fmt: skip
-GPU_TESTS = ("tests/engine/test_triton_delta.py", "tests/engine/test_self_check.py")
+GPU_TESTS = ("tests/engine/gpu", "tests/engine/test_self_check.py")
 #: What is looked at, what came of it, and whether that is as it should be.
 Finding = tuple[str, str, bool]
 
@@ -40,6 +41,12 @@ Finding = tuple[str, str, bool]
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tests", action="store_true", help="run the tests of the GPU path, too")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure in what tiles the kernels are fastest on each kind of GPU here, for later "
+        "runs to use; a minute or two",
+    )
     return parser.parse_args(argv)
 
 
@@ -47,6 +54,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     findings = [*machine(), *engine()]
+    if args.tune:
+        findings += tuned()
     if args.tests:
         findings.append(run_tests())
     print(table(findings))
@@ -146,6 +155,17 @@ def _backward(
 
 #: Whatever makes deltas where they are.
 ENGINE = Path(_make, _backward)
+
+
+def tuned() -> Iterator[Finding]:
+    """Choose tiles on each kind of GPU; what was chosen, and out of what."""
+    by_name = {torch.cuda.get_device_name(device): device for device in devices()[1:]}
+    if not by_name:
+        yield "tiles", "nothing to choose: no GPU", True
+    for name, device in by_name.items():
+        for method, rule in rules().items():
+            if on_gpu.knows(rule) and on_gpu.available(device):
+                yield f"tiles of {method} on {name}", tune(device, rule), True
 
 
 def run_tests() -> Finding:

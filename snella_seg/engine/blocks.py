@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.delta import HALF
-from . import native, self_check, tiles, triton_delta
+from . import gpu, native, self_check, tiles
 from .accumulation import Accumulator
 from .threshold_search import Bracket
 from .tiles import State
@@ -69,8 +69,8 @@ class DeltaBlock:
             factors.is_cuda
             and factors.dtype != torch.float64
             and isinstance(self.rule, DeltaRule)
-            and triton_delta.knows(self.rule)
-            and triton_delta.available(factors.device)
+            and gpu.knows(self.rule)
+            and gpu.available(factors.device)
             and self_check.triton_reason(self.rule, factors.device) is None
         )
 

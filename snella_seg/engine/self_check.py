@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functional import DeltaRule
 from ..functional.kernels import get_kernel
-from . import native, triton_delta
+from . import gpu, native
 from .columns import Columns
 from .threshold_search import Bracket
 
@@ -42,6 +42,19 @@ class Path:
     backward: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 
 
+def _in_company(params: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """A matrix behind another of its shape."""
+    return [tuple(p.flip(0) for p in params), params]
+
+
+def _triton_make(
+    params: tuple[Tensor, ...], rule: DeltaRule, sparsity: float, base: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    bases = torch.stack([base - 1, base])
+    made, states = gpu.launch_deltas(_in_company(params), rule, [0.5, sparsity], bases)
+    return made[1], states[1]
+
+
 def _triton_backward(
     params: tuple[Tensor, ...],
     rule: DeltaRule,
@@ -49,11 +62,14 @@ def _triton_backward(
     grad: Tensor,
     base: Tensor,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    out = torch.empty_like(base)
-    return out, triton_delta.launch_backward(params, rule, state, grad, None, base, out)
+    states, grads = [state, state], torch.stack([grad + 1, grad])
+    bases = torch.stack([base - 1, base])
+    made = torch.empty_like(bases)
+    found = gpu.launch_backwards(_in_company(params), rule, states, grads, None, bases, made)
+    return made[1], found[1]
 
 
-TRITON = Path(triton_delta.launch_delta, _triton_backward)
+TRITON = Path(_triton_make, _triton_backward)
 
 
 def _native_make(

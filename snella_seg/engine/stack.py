@@ -3,7 +3,7 @@
 A weight may hold several matrices stacked by rows (the packed q, k and v of an attention); each
 is a :class:`~snella_seg.engine.blocks.DeltaBlock`. On a CPU they are made by
 :mod:`~snella_seg.engine.native` where that runs, else by :mod:`~snella_seg.engine.tiles`, on a GPU
-by :mod:`~snella_seg.engine.triton_delta`, and wherever these know nothing of a rule, by the rule
+by :mod:`~snella_seg.engine.gpu`, and wherever these know nothing of a rule, by the rule
 itself (:mod:`~snella_seg.engine.whole_delta`).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import columns as cut
-from . import native, tiles, triton_delta, whole_delta
+from . import gpu, native, tiles, whole_delta
 from .accumulation import AccumulatedMatrix
 from .blocks import DeltaBlock, MadeBlock, Maker, makers
 from .columns import Columns, Product
@@ -55,11 +55,15 @@ def merge_deltas(
     base = None if weight is None else weight.detach().to(blocks[0].working_dtype)
     merged = _start(base, shape, blocks)
     states: list[State] = []
-    for block, maker in zip(blocks, makers(blocks), strict=True):
+    for maker, group in _launches(blocks):
+        block = group[0]
         out, part = merged[block.rows], None if base is None else base[block.rows]
         recipe = (block.params, block.rule, block.sparsity)
         if maker is Maker.TRITON:
-            states.append(triton_delta.launch_delta(*recipe, part, out, scale)[1])
+            params, sparsities = [b.params for b in group], [b.sparsity for b in group]
+            parts = None if base is None else _stacked(base, group)
+            outs = _stacked(merged, group)
+            states += gpu.launch_deltas(params, block.rule, sparsities, parts, outs, scale)[1]
         elif maker is Maker.NATIVE:
             states.append(_write_native(block, out, part, scale))
         elif maker is Maker.TILES:
@@ -67,6 +71,40 @@ def merge_deltas(
         else:
             states.append(whole_delta.write_whole(*recipe, out, part, scale))
     return merged, states
+
+
+def _launches(blocks: Sequence[DeltaBlock]) -> list[tuple[Maker, list[DeltaBlock]]]:
+    """Blocks that are made at once, in order: on a GPU those that are alike and lie as far apart.
+
+    A launch costs the same for one matrix as for several, such as q, k and v of an attention.
+    """
+    groups: list[tuple[Maker, list[DeltaBlock]]] = []
+    for maker, block in zip(makers(blocks), blocks, strict=True):
+        last = groups[-1][1] if groups and maker is groups[-1][0] is Maker.TRITON else []
+        if last and _continues(last, block):
+            last.append(block)
+        else:
+            groups.append((maker, [block]))
+    return groups
+
+
+def _continues(group: list[DeltaBlock], block: DeltaBlock) -> bool:
+    first, last = group[0], group[-1]
+    step = block.start - last.start
+    return (
+        block.rule == first.rule
+        and gpu.alike(block.params) == gpu.alike(first.params)
+        and step >= block.stop - block.start
+        and (len(group) == 1 or step == group[1].start - first.start)
+    )
+
+
+def _stacked(matrix: Tensor, group: Sequence[DeltaBlock]) -> Tensor:
+    """The rows of blocks that lie equally far apart, (G, rows, in), as a view."""
+    first, last = group[0], group[-1]
+    rows = first.stop - first.start
+    step = group[1].start - first.start if len(group) > 1 else rows
+    return matrix[first.start : last.stop].unfold(0, rows, step).transpose(1, 2)
 
 
 def _write_native(block: DeltaBlock, out: Tensor, base: Tensor | None, scale: float) -> State:
@@ -248,13 +286,27 @@ def _backward_whole(
     merged = _start(weight, shape, blocks) if needs_merged else None
     grad_weight = grad_weight if scale == 1.0 else grad_weight * scale
     grads: list[Tensor | None] = []
-    for entry, maker in zip(made, makers(blocks), strict=True):
-        rows = entry.block.rows
-        base = None if weight is None else weight[rows]
-        out = None if merged is None else merged[rows]
-        recipe = (entry.block.params, entry.block.rule, entry.state, grad_weight[rows])
-        backward = (
-            triton_delta.launch_backward if maker is Maker.TRITON else whole_delta.whole_backward
-        )
-        grads += backward(*recipe, entry.needs, base, out, scale)
+    left = iter(made)
+    for maker, group in _launches(blocks):
+        entries = [next(left) for _ in group]
+        if maker is Maker.TRITON:
+            base = None if weight is None else _stacked(weight, group)
+            out = None if merged is None else _stacked(merged, group)
+            found = gpu.launch_backwards(
+                [block.params for block in group],
+                group[0].rule,
+                [entry.state for entry in entries],
+                _stacked(grad_weight, group),
+                [entry.needs for entry in entries],
+                base,
+                out,
+                scale,
+            )
+            grads += [grad for each in found for grad in each]
+            continue
+        (block,), (entry,) = group, entries
+        base = None if weight is None else weight[block.rows]
+        out = None if merged is None else merged[block.rows]
+        recipe = (block.params, block.rule, entry.state, grad_weight[block.rows])
+        grads += whole_delta.whole_backward(*recipe, entry.needs, base, out, scale)
     return merged, grads

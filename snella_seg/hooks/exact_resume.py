@@ -1,10 +1,12 @@
 """Resuming with the very bits of an unbroken run. Leans on private members of mmengine's loops."""
 
+import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..engine import gpu
 from ..engine.self_check import native_finding
 from ..inject import restore_sums, waiting_sums
 from .of_runner import has_updated, plain_model
@@ -50,14 +52,14 @@ class ExactResumeHook(Hook):
         self._gradients, self._sums = {}, {}
 
     def _say_who_makes_deltas(self, runner) -> None:
-        now, before, self._maker = _maker(), self._maker, None
-        if _on_cpu(runner):
-            runner.logger.info(f"Deltas of the distance kernels are made by {native_finding()[0]}")
-            if runner.iter > 0 and before not in (None, now):
-                runner.logger.warning(
-                    f"resumed with deltas made by {now}, before by {before}: right, but not the "
-                    "bits of an unbroken run (SNELLA_NATIVE=0 keeps to plain torch)"
-                )
+        now, before, self._maker = _maker(runner), self._maker, None
+        found = native_finding()[0] if _device(runner).type == "cpu" else now
+        runner.logger.info(f"Deltas of the distance kernels are made by {found}")
+        if runner.iter > 0 and before not in (None, now):
+            runner.logger.warning(
+                f"resumed with deltas made by {now}, before by {before}: right, but not the bits "
+                "of an unbroken run (on a CPU SNELLA_NATIVE=0 keeps to plain torch)"
+            )
 
     def _seed_samples(self, runner) -> None:
         loop, loader = runner.train_loop, runner.train_dataloader
@@ -96,11 +98,11 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._gradients = checkpoint.pop(_GRADIENTS, {})
         self._sums = checkpoint.pop(_SUMS, {})
-        self._maker = checkpoint.pop(_MAKER, "plain torch")
+        on_cpu = _device(runner).type == "cpu"  # where older checkpoints were by plain torch
+        self._maker = checkpoint.pop(_MAKER, "plain torch" if on_cpu else None)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if _on_cpu(runner):
-            checkpoint[_MAKER] = _maker()
+        checkpoint[_MAKER] = _maker(runner)
         if get_world_size() > 1 or has_updated(runner):
             return
         named = plain_model(runner).named_parameters()
@@ -110,13 +112,19 @@ class ExactResumeHook(Hook):
                 checkpoint[key] = found
 
 
-def _on_cpu(runner) -> bool:
-    return next(plain_model(runner).parameters()).device.type == "cpu"
+def _device(runner) -> torch.device:
+    return next(plain_model(runner).parameters()).device
 
 
-def _maker() -> str:
-    """What makes the deltas of the distance kernels on a CPU, without the reason."""
-    return native_finding()[0].partition(" (")[0]
+def _maker(runner) -> str:
+    """What makes the deltas of the distance kernels here, without the reason."""
+    device = _device(runner)
+    if device.type == "cpu":
+        return native_finding()[0].partition(" (")[0]
+    if not gpu.available(device):
+        return "plain torch"
+    tiles = (f"{kind} {gpu.tiles_for(device, kind)}" for kind in gpu.KINDS.values())
+    return f"Triton in tiles of {', '.join(tiles)}"
 
 
 def _skipped_by_sampler(iterator, done: int) -> int:

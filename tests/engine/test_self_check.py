@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from snella_seg.engine import self_check, triton_delta
+from snella_seg.engine import gpu, self_check
 from snella_seg.engine.self_check import Path, disagreement
 from snella_seg.engine.whole_delta import whole_backward, write_whole
 from snella_seg.functional import DeltaRule
@@ -97,7 +97,7 @@ def test_a_device_that_fails_is_warned_of_once(monkeypatch):
         assert self_check.triton_reason(DeltaRule(), CPU) == reason
 
 
-@pytest.mark.skipif(not triton_delta.available(CPU), reason="needs Triton's interpreter")
+@pytest.mark.skipif(not gpu.available(CPU), reason="needs Triton's interpreter")
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_kernels_themselves_in_the_interpreter(rule):
     assert disagreement(self_check.TRITON, rule, CPU) is None
@@ -106,6 +106,6 @@ def test_the_kernels_themselves_in_the_interpreter(rule):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_kernels_themselves_on_a_gpu(rule):
-    if not triton_delta.available(torch.device("cuda")):
+    if not gpu.available(torch.device("cuda")):
         pytest.skip("needs Triton")
     assert self_check.triton_reason(rule, torch.device("cuda", 0)) is None

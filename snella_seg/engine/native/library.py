@@ -10,6 +10,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from ..cache import cache_folder
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("distance.c", "packed.c", "sampled.c"))
 #: ``SNELLA_NATIVE=0`` keeps to plain torch.
 SWITCH = "SNELLA_NATIVE"
@@ -119,18 +121,13 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "snella_seg"
-
-
 def _built() -> ctypes.CDLL:
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS).stdout
     parts = (*(s.read_bytes() for s in SOURCES), compiler.encode(), version, _processor().encode())
     key = hashlib.sha256(b"\0".join([*parts, repr((_FLAGS, _TUNING)).encode()])).hexdigest()[:24]
     try:
-        folder = _cache()
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = folder / f"distance-{key}.so"
         if not target.is_file():

@@ -1,0 +1,130 @@
+"""Matrices of one shape go together: one launch for all, the same bits as alone."""
+
+from types import FunctionType
+
+import pytest
+import torch
+from gpu_matrices import RULES, group_of, make_params
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snella_seg.engine import DeltaBlock, adapted_weight
+from snella_seg.engine import gpu as fast
+from snella_seg.engine.gpu import group, launch
+from snella_seg.functional import DeltaRule
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_in_company_the_same_bits_as_alone(rule, device):
+    params, sparsities, grads = group_of(rule, device)
+    count = len(params[0])
+    needs = [(True,) * count, (False,) * count, (True, *(False,) * (count - 1))]
+    base = torch.randn(3, 33, 17, device=device)
+    made, states = fast.launch_deltas(params, rule, sparsities, base, amount=0.5)
+    again = torch.empty_like(made)
+    found = fast.launch_backwards(params, rule, states, grads, needs, base, again, 0.5)
+    assert torch.equal(again, made)
+    scattered = [tuple(t.clone() for t in state) for state in states]  # no longer side by side
+    from_copies = fast.launch_backwards(params, rule, scattered, grads, needs)
+    for i in range(3):
+        delta, state = fast.launch_delta(params[i], rule, sparsities[i], base[i], amount=0.5)
+        alone = fast.launch_backward(params[i], rule, state, grads[i], needs[i])
+        assert torch.equal(delta, made[i])
+        assert all(torch.equal(a, b) for a, b in zip(state, states[i], strict=True))
+        for each in (found[i], from_copies[i]):
+            assert [g is not None for g in each] == list(needs[i])
+            pairs = zip(each, alone, strict=True)
+            assert all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+def test_matrices_that_differ_cannot_go_together(device):
+    params, sparsities, _ = group_of(DeltaRule(), device, 2)
+    params[1] = make_params(33, 18, 2, 3, "mixed", device)
+    with pytest.raises(ValueError, match="must be alike in shapes"):
+        fast.launch_deltas(params, DeltaRule(), sparsities)
+
+
+class Counted:
+    """A kernel that says how often it is launched."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(self.kernel)
+        return self.kernel[grid]
+
+
+class Operations(TorchDispatchMode):
+    """Operators of torch that work on something: neither views nor rooms."""
+
+    IDLE = {
+        "alias", "as_strided", "detach", "empty", "empty_like", "expand", "select", "slice",
+        "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view",
+    }  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.found += [] if name in self.IDLE else [name]
+        return function(*args, **(kwargs or {}))
+
+
+class NotInside:
+    """What a kernel is replaced with, to see what is launched beside it."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: None
+
+
+def replace_kernels(monkeypatch, by):
+    for module in (group, launch):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel") and not isinstance(kernel, FunctionType):
+                monkeypatch.setattr(module, name, by(kernel))
+
+
+def attention_blocks(rule, device, rows):
+    params, sparsities, _ = group_of(rule, device, 3, 8)
+    recipes = zip(rows, sparsities, params, strict=True)
+    return [DeltaBlock(*r, rule, s, p) for r, s, p in recipes]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_q_k_and_v_take_the_launches_of_one_matrix(rule, device, monkeypatch):
+    monkeypatch.setattr(DeltaBlock, "by_triton", True)
+    launches = []
+    replace_kernels(monkeypatch, lambda kernel: Counted(kernel, launches))
+    weight = torch.randn(28, 17, device=device)
+
+    def step(rows):
+        blocks = attention_blocks(rule, device, rows)
+        for tensor in (t for block in blocks for t in block.params):
+            tensor.requires_grad_()
+        launches.clear()
+        merged = adapted_weight(weight, blocks)
+        merged.square().sum().backward()
+        grads = [t.grad for block in blocks for t in block.params]
+        return len(launches), [merged[slice(*r)] - weight[slice(*r)] for r in rows], grads
+
+    even, deltas, grads = step([(0, 8), (8, 16), (16, 24)])
+    spread, _, _ = step([(0, 8), (10, 18), (20, 28)])
+    uneven, others, _ = step([(0, 8), (8, 16), (20, 28)])
+    of_one = {"mixed": 14, "centred": 14, "distance": 11}[rule.kernel]
+    assert even == spread == of_one + 2 * 2  # the two others' factors are prepared
+    assert uneven == even + of_one - 2
+    for a, b in zip(deltas, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert all(g is not None for g in grads)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_nothing_is_launched_beside_the_kernels(rule, monkeypatch, device):
+    params, sparsities, grads = group_of(rule, device)
+    replace_kernels(monkeypatch, lambda kernel: NotInside())
+    with Operations() as seen:
+        _, states = fast.launch_deltas(params, rule, sparsities)
+        fast.launch_backwards(params, rule, states, grads, out=torch.empty_like(grads))
+    assert seen.found == []
