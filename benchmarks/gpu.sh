@@ -48,4 +48,6 @@ for kind in fp32 tf32 bf16; do
     run "model_$kind" 50 env TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=$override "$python" benchmarks/step.py \
         --sections model --batch 2 --models vit_b --dtype $precision --variants $rows --out "$out/model_$kind" $step
 done
+# last, since the kernels are built in each of the tiles; later runs on this machine use its choice
+run tune 120 "$python" tools/doctor.py --tune
 exit $failed

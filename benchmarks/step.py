@@ -235,7 +235,9 @@ class Bench:
         times = f" x {setting.micro_batches} micro-batches" if several else ""
         sparsity = "" if setting.sparsity == 0.9 else f", sparsity {setting.sparsity:g}"
         library = ", all by MKL" if os.environ.get("SNELLA_ONEDNN") == "0" else ""
-        return f"{what}, batch {setting.batch}{times}, {setting.dtype}{sparsity}{library}"
+        count = torch.get_num_threads() if setting.device.type == "cpu" else 1
+        threads = f", {count} threads" if count > 1 else ""
+        return f"{what}, batch {setting.batch}{times}, {setting.dtype}{sparsity}{library}{threads}"
 
     def announce(self, name: str) -> None:
         print(f"{name}: building, warming up, measuring memory", flush=True)

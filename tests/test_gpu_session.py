@@ -29,7 +29,7 @@ def test_a_failure_ends_no_other_step(tmp_path):
     lines = (tmp_path / "out/summary.txt").read_text().splitlines()
     words = {line.split()[0]: line.split()[1] for line in lines}
     assert words.pop("bits") == "FAILED" and set(words.values()) == {"ok"}
-    assert len(words) == 14
+    assert len(words) == 15
     logs = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.log")}
     assert logs["bits"] == "broken\n" and logs["masks"].startswith("1:")
     assert [logs[f"step_{kind}"].split(":")[1] for kind in ("fp32", "tf32", "bf16")] == list("010")
@@ -46,6 +46,18 @@ def test_checks_run_in_the_interpreter(check):
     assert (
         "skipped" if check == "index" else "agree" if check == "masks" else "twice"
     ) in done.stdout
+
+
+@pytest.mark.skipif(triton is None, reason="needs Triton")
+def test_a_block_takes_fewer_launches_than_lora():
+    command = [sys.executable, ROOT / "benchmarks/launches.py"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    launches = {name: int(whole) for name, *_, whole in rows}
+    assert max(launches[name] for name in ("snella", "snella_v2")) < launches["LoRA of ours"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

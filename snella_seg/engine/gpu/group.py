@@ -10,7 +10,7 @@ from torch import Tensor
 from ...functional import DeltaRule, distance_kernel, mixed_kernel
 from ...functional.kernels import check_factors, get_kernel
 from ...functional.sparsify import get_sparsifier, hard_factor, soft_factor, weighted_factor
-from ...functional.threshold import quantile_rank
+from ...functional.threshold import Rank, quantile_rank
 from .language import prepare_kernel, triton
 from .tiling import tiles_for
 
@@ -101,22 +101,26 @@ class Group:
             "enable_fp_fusion": False,
         }
         self.size = (self.outs, self.ins)
-        self.stats_size = {"mixed": 2 * self.ins, "centred": sum(self.size), "distance": 0}
-        self.state_size = 1 + self.stats_size[self.kind] + int(self.relative)
+        stats = {"mixed": 2 * self.ins, "centred": sum(self.size)}.get(self.kind, 0)
+        self.state_size = 1 + stats + int(self.relative)
         self.tables = self.empty(self.count, self.heads * columns * sum(self.size))
         self.numbers = self.empty(self.count, 4)
         self.search = self.tables
         if sparsities is not None:
             self.search = self.empty(self.count, _SEARCH, dtype=torch.int64)
         with torch.cuda.device_of(self.tables):
-            for i, (p, q, *scalars) in enumerate(params):
-                lower, upper, fraction = ranks[i]
-                prepare_kernel[(-(-max(self.size) // BLOCK), self.heads)](
-                    p.contiguous(), q.contiguous(), *(scalars or (p, p, p)), self.tables[i],
-                    self.numbers[i], self.search[i], *self.size, lower, upper - lower, fraction,
-                    RANK=self.rank, WIDTH=2 ** math.ceil(math.log2(columns)),
-                    SEARCH=sparsities is not None, BLOCK=BLOCK, **self.made,
-                )  # fmt: skip
+            for i in range(self.count):
+                self._prepare(i, ranks[i], columns, sparsities is not None)
+
+    def _prepare(self, i: int, rank: Rank, columns: int, search: bool) -> None:
+        """Fill in tables, numbers and the start of the search of one matrix."""
+        p, q, *scalars = self.params[i]
+        prepare_kernel[(-(-max(self.size) // BLOCK), self.heads)](
+            p.contiguous(), q.contiguous(), *(scalars or (p, p, p)), self.tables[i],
+            self.numbers[i], self.search[i], *self.size, rank.lower, rank.upper - rank.lower,
+            rank.fraction, RANK=self.rank, WIDTH=2 ** math.ceil(math.log2(columns)), SEARCH=search,
+            BLOCK=BLOCK, **self.made,
+        )  # fmt: skip
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)

@@ -76,7 +76,6 @@ def launch_deltas(
     squares = g.empty(*g.grid) if g.relative else g.numbers
     tiles_out, tiles_in = g.grid[:2]
     partial = _room(g, {"mixed": 2 * tiles_out * g.ins})
-    found = (g.numbers, state, g.search, squares)
     with torch.cuda.device_of(g.tables):
         distances_kernel[g.grid](
             g.tables, g.numbers, dense, partial, *place, partial.stride(0), g.scale, **g.made,
@@ -90,8 +89,8 @@ def launch_deltas(
                 BLOCK=BLOCK, enable_fp_fusion=False,
             )  # fmt: skip
         finish_kernel[g.grid](
-            dense, *found[:2], *found[2:], *place, g.state_size, KIND=g.kind, RELATIVE=g.relative,
-            **g.tile,
+            dense, g.numbers, state, g.search, squares, *place, g.state_size, KIND=g.kind,
+            RELATIVE=g.relative, **g.tile,
         )  # fmt: skip
         for digit in (1, 2, 3):
             count_kernel[g.grid](dense, g.search, *place, DIGIT=digit, **g.tile)

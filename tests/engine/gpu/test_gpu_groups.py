@@ -1,16 +1,18 @@
 """Matrices of one shape go together: one launch for all, the same bits as alone."""
 
-from types import FunctionType
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from gpu_matrices import RULES, group_of, make_params
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snella_seg.engine import DeltaBlock, adapted_weight
 from snella_seg.engine import gpu as fast
-from snella_seg.engine.gpu import group, launch
 from snella_seg.functional import DeltaRule
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
+from launches import Launches  # noqa: E402
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -43,49 +45,6 @@ def test_matrices_that_differ_cannot_go_together(device):
         fast.launch_deltas(params, DeltaRule(), sparsities)
 
 
-class Counted:
-    """A kernel that says how often it is launched."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        self.launches.append(self.kernel)
-        return self.kernel[grid]
-
-
-class Operations(TorchDispatchMode):
-    """Operators of torch that work on something: neither views nor rooms."""
-
-    IDLE = {
-        "alias", "as_strided", "detach", "empty", "empty_like", "expand", "select", "slice",
-        "split", "split_with_sizes", "transpose", "unbind", "unsqueeze", "view",
-    }  # fmt: skip
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        self.found += [] if name in self.IDLE else [name]
-        return function(*args, **(kwargs or {}))
-
-
-class NotInside:
-    """What a kernel is replaced with, to see what is launched beside it."""
-
-    def __getitem__(self, grid):
-        return lambda *args, **options: None
-
-
-def replace_kernels(monkeypatch, by):
-    for module in (group, launch):
-        for name, kernel in vars(module).items():
-            if name.endswith("_kernel") and not isinstance(kernel, FunctionType):
-                monkeypatch.setattr(module, name, by(kernel))
-
-
 def attention_blocks(rule, device, rows):
     params, sparsities, _ = group_of(rule, device, 3, 8)
     recipes = zip(rows, sparsities, params, strict=True)
@@ -95,19 +54,17 @@ def attention_blocks(rule, device, rows):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_q_k_and_v_take_the_launches_of_one_matrix(rule, device, monkeypatch):
     monkeypatch.setattr(DeltaBlock, "by_triton", True)
-    launches = []
-    replace_kernels(monkeypatch, lambda kernel: Counted(kernel, launches))
     weight = torch.randn(28, 17, device=device)
 
     def step(rows):
         blocks = attention_blocks(rule, device, rows)
         for tensor in (t for block in blocks for t in block.params):
             tensor.requires_grad_()
-        launches.clear()
-        merged = adapted_weight(weight, blocks)
-        merged.square().sum().backward()
+        with Launches() as seen:
+            merged = adapted_weight(weight, blocks)
+            merged.square().sum().backward()
         grads = [t.grad for block in blocks for t in block.params]
-        return len(launches), [merged[slice(*r)] - weight[slice(*r)] for r in rows], grads
+        return seen.kernels.total(), [merged[slice(*r)] - weight[slice(*r)] for r in rows], grads
 
     even, deltas, grads = step([(0, 8), (8, 16), (16, 24)])
     spread, _, _ = step([(0, 8), (10, 18), (20, 28)])
@@ -121,10 +78,9 @@ def test_q_k_and_v_take_the_launches_of_one_matrix(rule, device, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_nothing_is_launched_beside_the_kernels(rule, monkeypatch, device):
+def test_nothing_is_launched_beside_the_kernels(rule, device):
     params, sparsities, grads = group_of(rule, device)
-    replace_kernels(monkeypatch, lambda kernel: NotInside())
-    with Operations() as seen:
+    with Launches() as seen:
         _, states = fast.launch_deltas(params, rule, sparsities)
         fast.launch_backwards(params, rule, states, grads, out=torch.empty_like(grads))
-    assert seen.found == []
+    assert not seen.operators and seen.kernels["prepare_kernel"] == 2 * len(params)
