@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 #: Share of entries up to which they are kept: at 8 bytes each, little more than half of what a
 #: weight in single precision and its gradient take.
 MAX_DENSITY = 0.35
+_CHANGED = (
+    "factors or sparsity were changed while gradients of earlier micro-batches wait: call "
+    "accumulate_gradients(model, False) before the last one"
+)
 
 
 class Accumulator:
@@ -77,19 +81,15 @@ class Accumulator:
         """
         if not (self.more or self.waits):
             return
-        changed = RuntimeError(
-            "factors or sparsity were changed while gradients of earlier micro-batches wait: call "
-            "accumulate_gradients(model, False) before the last one"
-        )
         if state[-1] is None or 1 - block.sparsity > MAX_DENSITY:
             if self.waits:
-                raise changed
+                raise RuntimeError(_CHANGED)
             return
         entries = Entries.of_state(state[-1], out.shape[1])
         if self.layout is None or not torch.equal(self.layout.entries.masks, entries.masks):
             layout, sums = Layout.of(entries), self.sums
             if sums is not None and (self.layout is not None or len(sums) != layout.size):
-                raise changed
+                raise RuntimeError(_CHANGED)
             self.layout = layout
         self.state, self._made_for = state, _seen(block, base, scale)
         self.merged = out.new_empty(self.layout.size)

@@ -4,6 +4,7 @@ It works on strips of columns, which are shared out among as many threads as tor
 summed over strips is summed in their order, so no bit depends on how many threads there are.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,8 +208,9 @@ class NativeMatrix:
         run("snella_again", (matrix,), pairs, outs * count, self.threshold, scale, *given)
         if by_p is not None and by_q is not None:
             self.grad_p[:, columns] += by_p
-            for part in by_q:
-                self.grad_q += part[..., :width]
+            total = self.grad_q.numpy()
+            for part in by_q.numpy():
+                total += part[..., :width]
         if sums is not None:
             self.sums += _in_order(sums)
         if left is not None:
@@ -232,11 +234,8 @@ class NativeMatrix:
 
 
 def _in_order(parts: Tensor) -> Tensor:
-    """Sum over the first dimension, one by one."""
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total
+    """Sum over the first dimension, one by one, whatever the number of threads."""
+    return torch.from_numpy(np.add.reduce(parts.numpy(), axis=0))
 
 
 def write_delta(
