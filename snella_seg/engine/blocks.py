@@ -122,3 +122,37 @@ def makers(blocks: Sequence[DeltaBlock]) -> list[Maker]:
     if tiled:
         return [Maker.NATIVE if block.by_native else Maker.TILES for block in blocks]
     return [Maker.TRITON if block.by_triton else Maker.WHOLE for block in blocks]
+
+
+def launches(blocks: Sequence[DeltaBlock]) -> list[tuple[Maker, list[DeltaBlock]]]:
+    """Blocks that are made at once, in order: on a GPU those that are alike and lie as far apart.
+
+    A launch costs the same for one matrix as for several, such as q, k and v of an attention.
+    """
+    groups: list[tuple[Maker, list[DeltaBlock]]] = []
+    for maker, block in zip(makers(blocks), blocks, strict=True):
+        last = groups[-1][1] if groups and maker is groups[-1][0] is Maker.TRITON else []
+        if last and _continues(last, block):
+            last.append(block)
+        else:
+            groups.append((maker, [block]))
+    return groups
+
+
+def _continues(group: list[DeltaBlock], block: DeltaBlock) -> bool:
+    first, last = group[0], group[-1]
+    step = block.start - last.start
+    return (
+        block.rule == first.rule
+        and gpu.alike(block.params) == gpu.alike(first.params)
+        and step >= block.stop - block.start
+        and (len(group) == 1 or step == group[1].start - first.start)
+    )
+
+
+def stacked(matrix: Tensor, group: Sequence[DeltaBlock]) -> Tensor:
+    """The rows of blocks that lie equally far apart, (G, rows, in), as a view."""
+    first, last = group[0], group[-1]
+    rows = first.stop - first.start
+    step = group[1].start - first.start if len(group) > 1 else rows
+    return matrix[first.start : last.stop].unfold(0, rows, step).transpose(1, 2)

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import columns as cut
 from . import gpu, native, tiles, whole_delta
 from .accumulation import AccumulatedMatrix
-from .blocks import DeltaBlock, MadeBlock, Maker, makers
+from .blocks import DeltaBlock, MadeBlock, Maker, launches, makers, stacked
 from .columns import Columns, Product
 from .matmul import matmul, matmul_into, transposed_matmul
 from .native import Entries, NativeMatrix
@@ -55,14 +55,14 @@ def merge_deltas(
     base = None if weight is None else weight.detach().to(blocks[0].working_dtype)
     merged = _start(base, shape, blocks)
     states: list[State] = []
-    for maker, group in _launches(blocks):
+    for maker, group in launches(blocks):
         block = group[0]
         out, part = merged[block.rows], None if base is None else base[block.rows]
         recipe = (block.params, block.rule, block.sparsity)
         if maker is Maker.TRITON:
             params, sparsities = [b.params for b in group], [b.sparsity for b in group]
-            parts = None if base is None else _stacked(base, group)
-            outs = _stacked(merged, group)
+            parts = None if base is None else stacked(base, group)
+            outs = stacked(merged, group)
             states += gpu.launch_deltas(params, block.rule, sparsities, parts, outs, scale)[1]
         elif maker is Maker.NATIVE:
             states.append(_write_native(block, out, part, scale))
@@ -71,40 +71,6 @@ def merge_deltas(
         else:
             states.append(whole_delta.write_whole(*recipe, out, part, scale))
     return merged, states
-
-
-def _launches(blocks: Sequence[DeltaBlock]) -> list[tuple[Maker, list[DeltaBlock]]]:
-    """Blocks that are made at once, in order: on a GPU those that are alike and lie as far apart.
-
-    A launch costs the same for one matrix as for several, such as q, k and v of an attention.
-    """
-    groups: list[tuple[Maker, list[DeltaBlock]]] = []
-    for maker, block in zip(makers(blocks), blocks, strict=True):
-        last = groups[-1][1] if groups and maker is groups[-1][0] is Maker.TRITON else []
-        if last and _continues(last, block):
-            last.append(block)
-        else:
-            groups.append((maker, [block]))
-    return groups
-
-
-def _continues(group: list[DeltaBlock], block: DeltaBlock) -> bool:
-    first, last = group[0], group[-1]
-    step = block.start - last.start
-    return (
-        block.rule == first.rule
-        and gpu.alike(block.params) == gpu.alike(first.params)
-        and step >= block.stop - block.start
-        and (len(group) == 1 or step == group[1].start - first.start)
-    )
-
-
-def _stacked(matrix: Tensor, group: Sequence[DeltaBlock]) -> Tensor:
-    """The rows of blocks that lie equally far apart, (G, rows, in), as a view."""
-    first, last = group[0], group[-1]
-    rows = first.stop - first.start
-    step = group[1].start - first.start if len(group) > 1 else rows
-    return matrix[first.start : last.stop].unfold(0, rows, step).transpose(1, 2)
 
 
 def _write_native(block: DeltaBlock, out: Tensor, base: Tensor | None, scale: float) -> State:
@@ -287,16 +253,16 @@ def _backward_whole(
     grad_weight = grad_weight if scale == 1.0 else grad_weight * scale
     grads: list[Tensor | None] = []
     left = iter(made)
-    for maker, group in _launches(blocks):
+    for maker, group in launches(blocks):
         entries = [next(left) for _ in group]
         if maker is Maker.TRITON:
-            base = None if weight is None else _stacked(weight, group)
-            out = None if merged is None else _stacked(merged, group)
+            base = None if weight is None else stacked(weight, group)
+            out = None if merged is None else stacked(merged, group)
             found = gpu.launch_backwards(
                 [block.params for block in group],
                 group[0].rule,
                 [entry.state for entry in entries],
-                _stacked(grad_weight, group),
+                stacked(grad_weight, group),
                 [entry.needs for entry in entries],
                 base,
                 out,

@@ -74,8 +74,7 @@ def launch_deltas(
     source, state = out if base is None else base, g.empty(g.count, g.state_size)
     place = (*g.size, *strides(dense))
     squares = g.empty(*g.grid) if g.relative else g.numbers
-    tiles_out, tiles_in = g.grid[:2]
-    partial = _room(g, {"mixed": 2 * tiles_out * g.ins})
+    partial = _room(g, 2)
     with torch.cuda.device_of(g.tables):
         distances_kernel[g.grid](
             g.tables, g.numbers, dense, partial, *place, partial.stride(0), g.scale, **g.made,
@@ -85,7 +84,7 @@ def launch_deltas(
             _means(g, partial, state[:, 1:])
         if g.kind == "mixed":
             softmax_kernel[(-(-g.ins // BLOCK), 1, g.count)](
-                partial, state[:, 1:], tiles_out, g.ins, partial.stride(0), g.state_size,
+                partial, state[:, 1:], g.grid[0], g.ins, partial.stride(0), g.state_size,
                 BLOCK=BLOCK, enable_fp_fusion=False,
             )  # fmt: skip
         finish_kernel[g.grid](
@@ -103,12 +102,12 @@ def launch_deltas(
     return out, g.states_of(state)
 
 
-def _room(g: Group, sizes: dict[str, int]) -> Tensor:
-    """Room for sums over tiles: as many as a kind of kernel asks for, else those of centring."""
+def _room(g: Group, of_softmax: int) -> Tensor:
+    """Room for what tiles sum up: for a softmax so many numbers for each input and row of tiles."""
     tiles_out, tiles_in = g.grid[:2]
     centring = tiles_out * g.ins + tiles_in * g.outs + tiles_out * tiles_in
-    size = {"centred": centring, "distance": 1, **sizes}[g.kind]
-    return g.empty(g.count, size)
+    sizes = {"mixed": of_softmax * tiles_out * g.ins, "centred": centring, "distance": 1}
+    return g.empty(g.count, sizes[g.kind])
 
 
 def _means(g: Group, partial: Tensor, means: Tensor) -> None:
@@ -158,11 +157,10 @@ def launch_backwards(
     write, wanted = out is not None, any(map(any, needs))
     base, out = g.output(base, out) if write else (None, grad)
     source = out if base is None else base
-    tiles_out = g.grid[0]
     slopes, grads = g.numbers, g.numbers
     with torch.cuda.device_of(g.tables):
         if write or (g.kind != "distance" and wanted):
-            partial = _room(g, {"mixed": 4 * tiles_out * g.ins})
+            partial = _room(g, 4)
             sums_kernel[g.grid](
                 g.tables, g.numbers, state, grad, source, out, partial, *g.size, *strides(grad),
                 *strides(source), *strides(out), g.state_size, partial.stride(0), g.scale,
@@ -174,7 +172,7 @@ def launch_backwards(
             if g.kind == "mixed":
                 slopes = g.empty(g.count, 3 * g.ins)
                 slopes_kernel[(-(-g.ins // BLOCK), 1, g.count)](
-                    partial, slopes, tiles_out, g.ins, partial.stride(0), slopes.stride(0),
+                    partial, slopes, g.grid[0], g.ins, partial.stride(0), slopes.stride(0),
                     BLOCK=BLOCK, enable_fp_fusion=False,
                 )  # fmt: skip
         if wanted:
