@@ -1,5 +1,7 @@
 """``snella-seg doctor``."""
 
+import torch
+
 from snella_seg.cli import doctor
 from snella_seg.engine import tiles
 from snella_seg.engine.self_check import native_reason
@@ -19,6 +21,13 @@ def test_a_table_to_paste(tool):
         assert f"| {name} on cpu | {maker}, as defined |" in lines
     assert "| distance kernels on cpu | " in done.out
     assert "torch " in done.out and "snella_seg " in done.out
+
+
+def test_tiles_are_for_gpus(tool):
+    done = tool("doctor", "--tune")
+    assert done.code == 0, done.err
+    found = "nothing to choose: no GPU" if not torch.cuda.is_available() else "64x32"
+    assert f"| {found}" in done.out
 
 
 def test_what_differs_ends_in_status_1(tool, monkeypatch):
