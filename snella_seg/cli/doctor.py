@@ -159,7 +159,9 @@ ENGINE = Path(_make, _backward)
 
 def tuned() -> Iterator[Finding]:
     """Choose tiles on each kind of GPU; what was chosen, and out of what."""
-    by_name = {torch.cuda.get_device_name(device): device for device in devices()[1:]}
+    by_name: dict[str, torch.device] = {}
+    for device in devices()[1:]:
+        by_name.setdefault(torch.cuda.get_device_name(device), device)
     if not by_name:
         yield "tiles", "nothing to choose: no GPU", True
     for name, device in by_name.items():

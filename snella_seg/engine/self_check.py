@@ -6,8 +6,9 @@ they do not compile, or differ, the plain form is used.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from . import gpu, native
 from .columns import Columns
 from .threshold_search import Bracket
 
-#: Shapes (out, in) that are looked at: several tiles with rests, and less than one tile.
-SHAPES = ((130, 70), (33, 17))
+#: Shapes (out, in) that are looked at: several tiles with rests, less than one tile, and sides that
+#: are multiples of 16, as of most models: for those compilers build other code.
+SHAPES = ((130, 70), (33, 17), (144, 80))
 #: Heads and columns of a head; those of rank 32, so that nothing is compiled twice.
 HEADS, COLUMNS = 2, 16
 SPARSITY = 0.8
@@ -52,7 +54,9 @@ def _triton_make(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     bases = torch.stack([base - 1, base])
     made, states = gpu.launch_deltas(_in_company(params), rule, [0.5, sparsity], bases)
-    return made[1], states[1]
+    alone, state = gpu.launch_delta(params, rule, sparsity, base, torch.empty_like(base))
+    _require_same((made[1], *states[1]), (alone, *state))
+    return alone, state
 
 
 def _triton_backward(
@@ -66,7 +70,14 @@ def _triton_backward(
     bases = torch.stack([base - 1, base])
     made = torch.empty_like(bases)
     found = gpu.launch_backwards(_in_company(params), rule, states, grads, None, bases, made)
-    return made[1], found[1]
+    alone = gpu.launch_backward(params, rule, state, grad, None, base, torch.empty_like(base))
+    _require_same(found[1], alone)
+    return made[1], alone
+
+
+def _require_same(company: Sequence[Tensor | None], alone: Sequence[Tensor | None]) -> None:
+    if not all(map(_same, company, alone)):
+        raise RuntimeError("other bits in company than alone")
 
 
 TRITON = Path(_triton_make, _triton_backward)
@@ -92,7 +103,12 @@ def _native_backward(
         columns: Columns, factor: Tensor | None, wanted: Any = None, out: Tensor | None = None
     ) -> Tensor:
         """The gradient as a product, with the unit matrix."""
-        return native.sampled_product(grad.T, torch.eye(grad.shape[1])[:, columns], wanted, out)
+        return native.sampled_product(
+            grad.T,
+            torch.eye(grad.shape[1], dtype=grad.dtype, device=grad.device)[:, columns],
+            wanted,
+            out,
+        )
 
     matrix.again(slice(0, base.shape[1]), out, base, 1.0, product)
     return out, matrix.gradients((True,) * len(params))
@@ -107,10 +123,11 @@ def example(
     """Parameters of one matrix and a gradient by its delta, the same at every call."""
     generator = torch.Generator().manual_seed(shape[0])
     sizes = [(HEADS, shape[1], COLUMNS), (HEADS, shape[0], COLUMNS), shape]
-    *params, grad = (torch.randn(size, generator=generator) for size in sizes)
+    plain = partial(torch.empty, dtype=torch.float32, device="cpu")  # whatever the defaults are
+    *params, grad = (plain(size).normal_(generator=generator) for size in sizes)
     # apart from the usual starts, at which a slip could go unnoticed
     scalars = [
-        torch.tensor([value + 0.1 * (i - 1)])
+        plain(1).fill_(value + 0.1 * (i - 1))
         for i, value in enumerate(get_kernel(rule.kernel).scalars.values())
     ]
     return tuple(p.to(device) for p in (*params, *scalars)), grad.to(device)
@@ -129,6 +146,8 @@ def disagreement(path: Path, rule: DeltaRule, device: torch.device) -> str | Non
                 found = _difference(path, rule, shape, device)
                 if found:
                     return f"{found} ({shape[0]} x {shape[1]})"
+        except torch.cuda.OutOfMemoryError:
+            raise  # says nothing of the path
         except Exception as error:  # of whatever kind: a compiler's, a driver's
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
@@ -203,6 +222,8 @@ def triton_reason(rule: DeltaRule, device: torch.device) -> str | None:
     Found out at the first call, which waits for the device, and told once in a warning.
     """
     key = (device, rule)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing() and key not in _REASONS:
+        return "a CUDA graph is being captured; the kernels prove themselves in a step before"
     if key not in _REASONS:
         _REASONS[key] = disagreement(TRITON, rule, device)
         if _REASONS[key] is not None:

@@ -35,7 +35,7 @@ def _start(
     like, dtype = blocks[0].params[0], blocks[0].working_dtype
     covered = _covered(blocks, shape[0])
     if weight is not None and not covered:
-        return weight.detach().to(dtype, copy=True)
+        return weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     make = torch.empty if covered else torch.zeros
     return make(shape, dtype=dtype, device=like.device)
 
@@ -239,6 +239,11 @@ def _matrix_of(
     return matrix(entry.block.params, entry.block.rule, entry.state)
 
 
+def _narrowed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Double precision as what the kernels of a GPU take; other precisions as they are."""
+    return matrix.to(dtype) if matrix.dtype == torch.float64 else matrix
+
+
 def _backward_whole(
     grad_weight: Tensor,
     weight: Tensor | None,
@@ -256,13 +261,14 @@ def _backward_whole(
     for maker, group in launches(blocks):
         entries = [next(left) for _ in group]
         if maker is Maker.TRITON:
-            base = None if weight is None else stacked(weight, group)
+            working = group[0].working_dtype
+            base = None if weight is None else stacked(_narrowed(weight, working), group)
             out = None if merged is None else stacked(merged, group)
             found = gpu.launch_backwards(
                 [block.params for block in group],
                 group[0].rule,
                 [entry.state for entry in entries],
-                stacked(grad_weight, group),
+                stacked(_narrowed(grad_weight, working), group),
                 [entry.needs for entry in entries],
                 base,
                 out,

@@ -72,6 +72,24 @@ def test_what_is_right_passes(rule):
     assert torch.equal(before, torch.get_rng_state())  # the run's own draws stay what they are
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_defaults_of_the_caller_do_not_count(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert disagreement(GOOD, DeltaRule(), CPU) is None
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_memory_that_runs_out_says_nothing_of_a_path():
+    def runs_out(*args):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        disagreement(Path(runs_out, backward), DeltaRule(), CPU)
+
+
 @pytest.mark.parametrize("path, message", FAULTS)
 @pytest.mark.parametrize("rule", RULES[:2], ids=str)
 def test_what_is_wrong_is_told(path, message, rule):

@@ -119,16 +119,25 @@ def finish_kernel(dense_ptr, numbers_ptr, state_ptr, search_ptr, squares_ptr, ou
 
 
 @jit
-def count_kernel(dense_ptr, search_ptr, outs, ins, dense_matrix, dense_stride,
-                 DIGIT: tl.constexpr, BLOCK_OUT: tl.constexpr,
+def count_kernel(dense_ptr, search_ptr, squares_ptr, state_ptr, outs, ins, dense_matrix,
+                 dense_stride, state_size, DIGIT: tl.constexpr, KIND: tl.constexpr,
+                 RELATIVE: tl.constexpr, BLOCK_OUT: tl.constexpr,
                  BLOCK_IN: tl.constexpr):  # fmt: skip
-    """Counts of the next byte among the elements that share the bytes before."""
+    """Counts of the next byte among the elements that share the bytes before; the first time also
+    the inverse of the root mean square of K, into the state."""
     matrix, rows, cols, inside = matrix_tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     places = dense_ptr + matrix * dense_matrix + rows[:, None] * dense_stride + cols[None, :]
     bits = _bits(tl.load(places, mask=inside, other=0.0))
     search_ptr += 1028 * matrix
     prefix, _, _ = _narrow(search_ptr, DIGIT)
     _add_counts(search_ptr, bits, inside & ((bits >> (32 - 8 * DIGIT)) == prefix), DIGIT)
+    if RELATIVE and DIGIT == 1:
+        if tl.program_id(0) + tl.program_id(1) == 0:
+            tiles = tl.num_programs(0) * tl.num_programs(1)
+            mean = sum_of(squares_ptr + matrix * tiles, tiles, 1024) / outs / ins
+            unit = tl.maximum(tl.sqrt_rn(mean), 1.1754943508222875e-38)
+            place = state_ptr + matrix * state_size + inverse_place(outs, ins, KIND)
+            tl.store(place, tl.div_rn(1.0, unit))
 
 
 @jit
@@ -160,13 +169,13 @@ def _threshold(search_ptr, fraction):
 
 
 @jit
-def write_kernel(dense_ptr, numbers_ptr, search_ptr, squares_ptr, state_ptr, base_ptr, out_ptr,
+def write_kernel(dense_ptr, numbers_ptr, search_ptr, state_ptr, base_ptr, out_ptr,
                  outs, ins, dense_matrix, dense_stride, base_matrix, base_stride, out_matrix,
                  out_stride, state_size, amount, BASE: tl.constexpr, KIND: tl.constexpr,
                  MODE: tl.constexpr, RELATIVE: tl.constexpr, BLOCK_OUT: tl.constexpr,
                  BLOCK_IN: tl.constexpr):  # fmt: skip
     """``base + amount * K * factor``, the output may lie where K or the base lies; the threshold
-    and the inverse unit go into the state."""
+    goes into the state."""
     matrix, rows, cols, inside = matrix_tile(outs, ins, BLOCK_OUT, BLOCK_IN)
     places = dense_ptr + matrix * dense_matrix + rows[:, None] * dense_stride + cols[None, :]
     dense = tl.load(places, mask=inside, other=0.0)
@@ -174,13 +183,9 @@ def write_kernel(dense_ptr, numbers_ptr, search_ptr, squares_ptr, state_ptr, bas
     threshold = _threshold(search_ptr + 1028 * matrix, tl.load(numbers_ptr + 4 * matrix + 3))
     inverse = 1.0
     if RELATIVE:
-        tiles = tl.num_programs(0) * tl.num_programs(1)
-        mean = sum_of(squares_ptr + matrix * tiles, tiles, 1024) / outs / ins
-        inverse = tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(mean), 1.1754943508222875e-38))
+        inverse = tl.load(state_ptr + inverse_place(outs, ins, KIND))
     if tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(state_ptr, threshold)
-        if RELATIVE:
-            tl.store(state_ptr + inverse_place(outs, ins, KIND), inverse)
     delta = dense * factor_of(dense, threshold, inverse, MODE, RELATIVE) * amount
     base_ptr += matrix * base_matrix
     out_ptr += matrix * out_matrix

@@ -118,19 +118,20 @@ def _one_head(slope, distance, weight, p, q, columns, by_inputs, sums, NEAR: tl.
 
 @jit
 def factors_kernel(tables_ptr, numbers_ptr, state_ptr, means_ptr, grad_ptr, parts_ptr, outs, ins,
-                   grad_matrix, grad_stride, state_size, means_size, parts_size, chunk, scale,
+                   grad_matrix, grad_stride, state_size, means_size, parts_size, chunk, tile, scale,
                    HEADS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
                    KIND: tl.constexpr, MODE: tl.constexpr, RELATIVE: tl.constexpr,
                    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
                    BLOCK_COLUMNS: tl.constexpr, NEAR: tl.constexpr):  # fmt: skip
-    """Gradients of P from one chunk of outputs, and of Q from one tile of inputs, for some columns
-    of two heads: the sums over the other side of ``c_h * gD / D_h * (own - other)``."""
+    """Gradients of P from one chunk of outputs, and of Q from one tile of inputs, the tiles counted
+    from ``tile`` on, for some columns of two heads: the sums over the other side of
+    ``c_h * gD / D_h * (own - other)``."""
     blocks = (RANK + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     pairs = (HEADS + 1) // 2
     matrix = (tl.program_id(2) // (pairs * blocks)).to(tl.int64)
     pair = (tl.program_id(2) // blocks) % pairs
     columns = (tl.program_id(2) % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    cols = tl.program_id(0).to(tl.int64) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    cols = (tl.program_id(0).to(tl.int64) + tile) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     p_ptr, q_ptr = tables_of(tables_ptr, matrix, outs, ins, HEADS, COLUMNS)
     state_ptr += matrix * state_size
     numbers_ptr += 4 * matrix
@@ -195,30 +196,37 @@ def factors_kernel(tables_ptr, numbers_ptr, state_ptr, means_ptr, grad_ptr, part
 
 
 @jit
-def fold_kernel(parts_ptr, slopes_ptr, numbers_ptr, grads_ptr, outs, ins, chunks, tiles,
+def fold_kernel(parts_ptr, slopes_ptr, numbers_ptr, grads_ptr, outs, ins, chunks, tiles, before,
                 parts_size, slopes_size, grads_size, WIDTH: tl.constexpr, KIND: tl.constexpr,
                 BLOCK: tl.constexpr):  # fmt: skip
-    """The gradients by P, by Q and by the scalars, one behind the other, from their parts."""
+    """The gradients by P, by Q and by the scalars, one behind the other, from their parts; that by
+    Q goes on from the tiles of inputs before, if any."""
     matrix = tl.program_id(2).to(tl.int64)
     parts_ptr += matrix * parts_size
     grads_ptr += matrix * grads_size
     size_p, size_q = tl.cast(ins, tl.int64) * WIDTH, tl.cast(outs, tl.int64) * WIDTH
-    size, count = size_p, chunks
-    if tl.program_id(1) == 1:
-        parts_ptr += chunks * size_p
-        size, count = size_q, tiles
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for part in range(count):
-        places = parts_ptr + part * size + place
-        total += tl.load(places, mask=place < size, other=0.0)
-    tl.store(grads_ptr + tl.program_id(1) * size_p + place, total, mask=place < size)
-    if KIND == "mixed":
-        if tl.program_id(0) + tl.program_id(1) == 0:
-            slopes_ptr += matrix * slopes_size
-            numbers_ptr += 4 * matrix
-            grads_ptr += size_p + size_q
-            slope = tl.load(numbers_ptr) / tl.load(numbers_ptr + 1)
-            tl.store(grads_ptr, sum_of(slopes_ptr, ins, 1024))
-            tl.store(grads_ptr + 1, -slope * sum_of(slopes_ptr + ins, ins, 1024))
-            tl.store(grads_ptr + 2, sum_of(slopes_ptr + 2 * ins, ins, 1024))
+    if tl.program_id(1) == 0:
+        own = grads_ptr + size_p + place
+        if before > 0:
+            total = tl.load(own, mask=place < size_q, other=0.0)
+        parts_ptr += chunks * size_p
+        for part in range(tiles):
+            places = parts_ptr + part * size_q + place
+            total += tl.load(places, mask=place < size_q, other=0.0)
+        tl.store(own, total, mask=place < size_q)
+    else:
+        for part in range(chunks):
+            places = parts_ptr + part * size_p + place
+            total += tl.load(places, mask=place < size_p, other=0.0)
+        tl.store(grads_ptr + place, total, mask=place < size_p)
+        if KIND == "mixed":
+            if tl.program_id(0) == 0:
+                slopes_ptr += matrix * slopes_size
+                numbers_ptr += 4 * matrix
+                grads_ptr += size_p + size_q
+                slope = tl.load(numbers_ptr) / tl.load(numbers_ptr + 1)
+                tl.store(grads_ptr, sum_of(slopes_ptr, ins, 1024))
+                tl.store(grads_ptr + 1, -slope * sum_of(slopes_ptr + ins, ins, 1024))
+                tl.store(grads_ptr + 2, sum_of(slopes_ptr + 2 * ins, ins, 1024))

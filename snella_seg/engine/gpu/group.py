@@ -162,6 +162,12 @@ class Group:
     def state_from(self, states: Sequence[Sequence[Tensor | None]]) -> Tensor:
         """Undo :meth:`states_of`, without a copy where the views still lie as they were made."""
         parts = [t for state in states for t in state if t is not None]
+        sizes = [sum(t.numel() for t in state if t is not None) for state in states]
+        if sizes != [self.state_size] * self.count:
+            raise ValueError(
+                f"states must be of {self.count} matrices with {self.state_size} numbers each, as "
+                f"they were returned, got {sizes}"
+            )
         first, at = parts[0], parts[0].storage_offset()
         for part in parts:
             same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
@@ -187,6 +193,8 @@ def _check(params: Sequence[tuple[Tensor, ...]], rule: DeltaRule) -> None:
         if len(each) != expected:
             raise ValueError(f"kernel {rule.kernel!r} takes {expected} tensors, got {len(each)}")
         check_factors(*each[:2])
+        if any(scalar.numel() != 1 for scalar in each[2:]):
+            raise ValueError("alpha, gamma and beta must have one element each")
         if any(p.dtype not in _DTYPES for p in each):
             raise TypeError(
                 "parameters must be in single or half precision, got "

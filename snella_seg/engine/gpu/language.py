@@ -108,7 +108,7 @@ def factor_of(dense, threshold, inverse, MODE: tl.constexpr, RELATIVE: tl.conste
     """What K is multiplied with, divided by the root mean square of K where it is relative."""
     magnitude = tl.abs(dense)
     if MODE == "soft":
-        factor = tl.maximum(magnitude - threshold, 0.0)
+        factor = tl.maximum(magnitude - threshold, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif MODE == "hard":
         factor = tl.where(magnitude > threshold, 1.0, 0.0)
     else:

@@ -27,6 +27,7 @@ from .language import means_kernel
 
 FOLD_BLOCK = 512  # entries of a factor's gradient that one program sums up
 MIN_CHUNK, PROGRAMS = 64, 1024  # how a long loop is split: shortest part, programs aimed at
+PARTS = 1 << 25  # parts of gradients that are kept at a time: 128 MiB, but for the largest layers
 
 
 @torch.no_grad()
@@ -92,10 +93,13 @@ def launch_deltas(
             RELATIVE=g.relative, **g.tile,
         )  # fmt: skip
         for digit in (1, 2, 3):
-            count_kernel[g.grid](dense, g.search, *place, DIGIT=digit, **g.tile)
+            count_kernel[g.grid](
+                dense, g.search, squares, state, *place, g.state_size, DIGIT=digit, KIND=g.kind,
+                RELATIVE=g.relative, **g.tile,
+            )  # fmt: skip
         neighbours_kernel[g.grid](dense, g.search, *place, **g.tile)
         write_kernel[g.grid](
-            dense, g.numbers, g.search, squares, state, source, out, *place, *strides(source),
+            dense, g.numbers, g.search, state, source, out, *place, *strides(source),
             *strides(out), g.state_size, float(amount), BASE=base is not None, KIND=g.kind,
             **g.mode, **g.tile,
         )  # fmt: skip
@@ -190,20 +194,25 @@ def _factor_grads(g: Group, state: Tensor, slopes: Tensor, grad: Tensor) -> Tens
     rows = -(-outs // wanted)
     chunk = max(MIN_CHUNK, -(-rows // tile.outs) * tile.outs)
     chunks, width = -(-outs // chunk), g.heads * g.rank
-    parts = g.empty(g.count, (chunks * ins + tiles * outs) * width)
-    grads = g.empty(g.count, (ins + outs) * width + (3 if g.kind == "mixed" else 0))
-    factors_kernel[(tiles, chunks, g.count * blocks)](
-        g.tables, g.numbers, state, slopes, grad, parts, outs, ins, *strides(grad), g.state_size,
-        slopes.stride(0), parts.stride(0), chunk, g.scale, RANK=g.rank, BLOCK_OUT=tile.outs,
-        BLOCK_IN=tile.ins, BLOCK_COLUMNS=columns, NEAR=NEAR,
-        num_warps=tile.warps, enable_fp_fusion=False,
-        **g.mode, **g.made,
-    )  # fmt: skip
-    fold_kernel[(-(-max(g.size) * width // FOLD_BLOCK), 2, g.count)](
-        parts, slopes, g.numbers, grads, outs, ins, chunks, tiles, parts.stride(0),
-        slopes.stride(0), grads.stride(0), WIDTH=width, KIND=g.kind, BLOCK=FOLD_BLOCK,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    of_inputs, of_outputs = chunks * ins * width, outs * width
+    band = min(tiles, max(1, (PARTS // g.count - of_inputs) // of_outputs))
+    parts = g.empty(g.count, of_inputs + band * of_outputs)
+    scalars = 4 if g.kind == "mixed" else 0  # three; other matrices stay aligned
+    grads = g.empty(g.count, (ins + outs) * width + scalars)
+    for first in range(0, tiles, band):
+        here = min(band, tiles - first)
+        factors_kernel[(here, chunks, g.count * blocks)](
+            g.tables, g.numbers, state, slopes, grad, parts, outs, ins, *strides(grad),
+            g.state_size, slopes.stride(0), parts.stride(0), chunk, first, g.scale, RANK=g.rank,
+            BLOCK_OUT=tile.outs, BLOCK_IN=tile.ins, BLOCK_COLUMNS=columns, NEAR=NEAR,
+            num_warps=tile.warps, enable_fp_fusion=False, **g.mode, **g.made,
+        )  # fmt: skip
+        last = first + here == tiles
+        fold_kernel[(-(-max(g.size) * width // FOLD_BLOCK), 2 if last else 1, g.count)](
+            parts, slopes, g.numbers, grads, outs, ins, chunks, here, first, parts.stride(0),
+            slopes.stride(0), grads.stride(0), WIDTH=width, KIND=g.kind, BLOCK=FOLD_BLOCK,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     return grads
 
 
@@ -213,7 +222,7 @@ def _split(
     """The wanted gradients of a matrix, of their parameters' shapes and dtypes."""
     if not any(needs):
         return (None,) * len(params)
-    parts = grads.split([p.numel() for p in params])
+    parts = grads[: sum(p.numel() for p in params)].split([p.numel() for p in params])
     return tuple(
         part.view(p.shape).to(p.dtype) if need else None
         for part, p, need in zip(parts, params, needs, strict=True)

@@ -47,6 +47,8 @@ OTHERS = {
 TYPES = {"search_ptr": "*i64", **dict.fromkeys(("scale", "amount", "fraction"), "fp32")}
 V2 = CONSTANTS | {"KIND": "centred", "RELATIVE": True}
 ONES = ("ins", "dense_stride", "grad_stride", "tiles", "tiles_out")
+#: Sides and strides of most models: multiples of 16.
+ALIGNED = ("outs", "ins", "dense_stride", "grad_stride", "base_stride", "out_stride")
 #: What differs between builds: nothing; the other branch of each choice; Triton's own special case
 #: of a size or stride of 1; half-precision matrices with an order statistic above 2**31.
 BUILDS = {
@@ -63,7 +65,7 @@ BUILDS = {
 }
 
 
-def build(kernel, constants, types, capability=80, warps=4):
+def build(kernel, constants, types, capability=80, warps=4, aligned=()):
     """A kernel as it is compiled for a GPU that need not be here."""
     signature = {
         name: "constexpr"
@@ -72,8 +74,12 @@ def build(kernel, constants, types, capability=80, warps=4):
         for name in kernel.arg_names
     }
     chosen = {name: constants[name] for name in kernel.arg_names if name in constants}
+    places = [i for i, name in enumerate(kernel.arg_names) if name in aligned]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in places}
     return pytest.importorskip("triton.compiler").compile(
-        triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=chosen),
+        triton.compiler.ASTSource(
+            fn=kernel, signature=signature, constexprs=chosen, attrs=attributes
+        ),
         target=pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", capability, 32),
         options={"enable_fp_fusion": False, "num_warps": warps},
     )
@@ -94,7 +100,9 @@ def test_kernels_compile_for_gpus(name, capability, compiler):
     kernels = list(KERNELS)
     assert len(kernels) == 12
     for kernel in kernels:
-        compiled = build(kernel, *BUILDS[name], capability)
+        pointers = [n for n in kernel.arg_names if n.endswith("_ptr")]
+        aligned = [*ALIGNED, *pointers] if name == "v2" else ()
+        compiled = build(kernel, *BUILDS[name], capability, aligned=aligned)
         assert len(compiled.asm["cubin"]) > 0
         assert not re.search(r"(atom|red)\.[^\n]*\.f(16|32|64)", compiled.asm["ptx"])
 

@@ -236,6 +236,8 @@ def test_nan_stays_where_it_is(device):
     delta, state = fast.launch_delta(params, rule, 0.4)
     assert delta[:, 4].isnan().all() and delta.isnan().sum() == 33
     fast.launch_backward(params, rule, state, torch.ones_like(delta))
+    soft = fast.launch_delta(params, DeltaRule("distance", "soft"), 1.0)
+    assert soft[1][0].isnan() and soft[0].isnan().all()  # as its threshold is
     mixed = make_params(33, 17, 2, 3, "mixed", device)
     mixed[2].fill_(float("nan"))
     assert fast.launch_delta(mixed, DeltaRule(), 0.4)[1][0].isnan()
@@ -256,6 +258,8 @@ def test_what_does_not_fit_is_refused(device):
     for other in (DeltaRule(sparsifier="none"), DeltaRule("linear")):
         with pytest.raises(ValueError, match="there are no Triton kernels for kernel"):
             fast.launch_delta(params, other, 0.4)
+    with pytest.raises(ValueError, match="one element each"):
+        fast.launch_delta((*params[:4], torch.zeros(2, device=device)), rule, 0.4)
     with pytest.raises(ValueError, match="empty"):
         fast.launch_delta((params[0][:, :0], *params[1:]), rule, 0.4)
     with pytest.raises(ValueError, match="out must have shape"):
@@ -303,6 +307,24 @@ def test_the_adapted_product_by_these_kernels(options, half, device, monkeypatch
     for a, b in zip(*results, strict=True):
         scale = float(b.detach().abs().max()) + 0.01  # the scalars are sums of larger terms
         torch.testing.assert_close(a, b, rtol=0, atol=(5e-2 if half else 2e-5) * scale)
+
+
+def test_a_turned_weight_of_another_precision(device, monkeypatch):
+    """Only some rows of it adapted; the factors are in single precision."""
+    monkeypatch.setattr(DeltaBlock, "by_triton", True)
+    weight = torch.randn(17, 28, device=device, dtype=torch.float64).T
+    params = make_params(8, 17, 2, 3, "mixed", device)
+    x = torch.randn(5, 17, device=device, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *(p.requires_grad_() for p in params)]
+    y = adapted_linear(x, weight, None, [DeltaBlock(4, 12, DeltaRule(), 0.4, params)])
+    delta, _ = DeltaRule()(tuple(p.double() for p in params), 0.4)
+    whole = torch.nn.functional.pad(delta, (0, 0, 4, 16))
+    expected = x @ (weight + whole).T
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+    seed = torch.randn_like(y)
+    pairs = zip(*(torch.autograd.grad(out, leaves, seed) for out in (y, expected)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.abs().max()) + 1e-5)
 
 
 def test_nothing_waits_for_the_gpu(gpu):

@@ -9,6 +9,7 @@ from gpu_matrices import RULES, group_of, make_params
 
 from snella_seg.engine import DeltaBlock, adapted_weight
 from snella_seg.engine import gpu as fast
+from snella_seg.engine.gpu import launch
 from snella_seg.functional import DeltaRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
@@ -36,6 +37,26 @@ def test_in_company_the_same_bits_as_alone(rule, device):
             assert [g is not None for g in each] == list(needs[i])
             pairs = zip(each, alone, strict=True)
             assert all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_parts_of_large_layers_are_kept_by_and_by(rule, device, monkeypatch):
+    params, sparsities, grads = group_of(rule, device, 2, 40, 140)
+    _, states = fast.launch_deltas(params, rule, sparsities[:2])
+    at_once = fast.launch_backwards(params, rule, states, grads)
+    monkeypatch.setattr(launch, "PARTS", 1)
+    with Launches() as seen:
+        by_and_by = fast.launch_backwards(params, rule, states, grads)
+    assert seen.kernels["factors_kernel"] == seen.kernels["fold_kernel"] == 5
+    for a, b in zip(at_once, by_and_by, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_states_of_another_rule_are_refused(device):
+    params, sparsities, grads = group_of(DeltaRule("centred", "weighted"), device, 2)
+    _, states = fast.launch_deltas(params, DeltaRule("centred", "weighted"), sparsities)
+    with pytest.raises(ValueError, match="2 matrices with 52 numbers each.*got .51, 51."):
+        fast.launch_backwards(params, DeltaRule("centred", "normalised"), states, grads)
 
 
 def test_matrices_that_differ_cannot_go_together(device):

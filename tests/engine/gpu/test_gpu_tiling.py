@@ -50,6 +50,11 @@ def test_the_fastest_are_taken_from_then_on():
     assert fast.tiles_for(torch.device("cpu"), "centred") == Tiling()
 
 
+def test_a_little_faster_is_not_enough():
+    times = iter([1.0, 0.99, 0.98, 0.98] * 2)
+    assert tune(GPU, V2, lambda *_: next(times)).startswith(f"{Tiling()} (")
+
+
 @pytest.mark.parametrize(
     "content",
     [
