@@ -44,13 +44,13 @@ def test_on_a_gpu_tiles_count(monkeypatch, tmp_path):
     said = start({})
     assert said["warning"] == []
     (line,) = said["info"]
-    assert "made by Triton in tiles of distance 64x32/4 and 64x32/8, centred" in line
+    assert "made by Triton in tiles of distance 64x32/4 and 32x32/8, centred" in line
     before = line.partition("made by ")[2]
     assert start({OURS: before})["warning"] == []
     best = tiling.Tiling(tiling.CHOICES["entries"][1], tiling.CHOICES["factors"][1])
     tiling.write_down(tiling.tiling_key(torch.device("cuda", 0), "centred"), best)
     (line,) = start({OURS: before})["warning"]
-    assert "centred 32x64/4 and 32x64/8" in line and f"before by {before}" in line
+    assert "centred 32x64/4 and 64x32/8" in line and f"before by {before}" in line
     tiling._chosen.cache_clear()
     monkeypatch.setattr(exact_resume.gpu, "available", lambda device: False)
     assert "made by plain torch" in start({})["info"][0]

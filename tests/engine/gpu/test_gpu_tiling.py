@@ -40,7 +40,7 @@ def test_the_fastest_are_taken_from_then_on():
     assert fast.tiles_for(GPU, "centred") == Tiling()
     line = tune(GPU, V2, in_tiles)
     assert line.startswith(f"{BEST} (entries 64x32/4 3.000 ms, ")
-    assert "factors 32x32/8 RuntimeError" in line
+    assert "factors 32x64/8 RuntimeError" in line
     assert fast.tiles_for(GPU, "centred") == BEST
     assert fast.tiles_for(GPU, "mixed") == Tiling()  # another kind of kernel
     tune(GPU, DeltaRule(), lambda *_: 1.0)
