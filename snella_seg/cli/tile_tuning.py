@@ -30,7 +30,7 @@ def step_time(device: torch.device, rule: DeltaRule) -> float:
         _, states = launch_deltas(group, rule, [SPARSITY] * COUNT, base, out)
         launch_backwards(group, rule, states, grads, None, base, out)
 
-    with torch.cuda.device(device):
+    with torch.cuda.device_of(base):
         return triton.testing.do_bench_cudagraph(step, return_mode="median")
 
 

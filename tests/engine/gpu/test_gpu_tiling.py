@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from snella_seg.cli import tile_tuning
 from snella_seg.cli.tile_tuning import tune
 from snella_seg.engine import gpu as fast
 from snella_seg.engine.gpu import tiling as tiles
@@ -73,6 +74,18 @@ def test_what_cannot_be_read_is_as_none(content):
     assert fast.tiles_for(GPU, "centred") == Tiling()
     tune(GPU, V2, in_tiles)
     assert fast.tiles_for(GPU, "centred") == BEST
+
+
+def test_what_is_timed_runs(device, monkeypatch):
+    monkeypatch.setattr(tile_tuning, "SHAPE", (33, 17))
+    runs = []
+
+    def stopwatch(step, return_mode):
+        runs.append(step())
+        return 0.5
+
+    monkeypatch.setattr(tiles.triton.testing, "do_bench_cudagraph", stopwatch)
+    assert tile_tuning.step_time(device, V2) == 0.5 and len(runs) == 1
 
 
 @pytest.mark.parametrize("name", CHOICES)
