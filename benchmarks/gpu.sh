@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a first session on a GPU has to check, in ten minutes: bash benchmarks/gpu.sh [--dry-run] [FOLDER]
+# What a first run on a GPU has to check, in ten minutes: bash benchmarks/gpu.sh [--dry-run] [FOLDER]
 # One log per step and summary.txt go to FOLDER (default: gpu_results). A step that fails or takes
 # too long does not end the others; the exit status is 1 then. --dry-run: tiny sizes on the CPU.
 set -u

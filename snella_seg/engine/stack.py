@@ -57,14 +57,15 @@ def merge_deltas(
     states: list[State] = []
     for maker, group in launches(blocks):
         block = group[0]
-        out, part = merged[block.rows], None if base is None else base[block.rows]
-        recipe = (block.params, block.rule, block.sparsity)
         if maker is Maker.TRITON:
             params, sparsities = [b.params for b in group], [b.sparsity for b in group]
             parts = None if base is None else stacked(base, group)
             outs = stacked(merged, group)
             states += gpu.launch_deltas(params, block.rule, sparsities, parts, outs, scale)[1]
-        elif maker is Maker.NATIVE:
+            continue
+        out, part = merged[block.rows], None if base is None else base[block.rows]
+        recipe = (block.params, block.rule, block.sparsity)
+        if maker is Maker.NATIVE:
             states.append(_write_native(block, out, part, scale))
         elif maker is Maker.TILES:
             states.append(tiles.write_delta(*recipe, block.bracket, out, part, scale))

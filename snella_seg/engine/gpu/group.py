@@ -85,6 +85,7 @@ class Group:
         self.device, self.count, self.params = first[0].device, len(params), params
         self.heads, self.ins, self.rank = first[0].shape
         self.outs = first[1].shape[1]
+        search = sparsities is not None
         ranks = [quantile_rank(self.outs * self.ins, s) for s in sparsities or [0.0] * self.count]
         sparsifier = get_sparsifier(rule.sparsifier)
         self.kind = kind_of(rule)
@@ -106,11 +107,11 @@ class Group:
         self.tables = self.empty(self.count, self.heads * columns * sum(self.size))
         self.numbers = self.empty(self.count, 4)
         self.search = self.tables
-        if sparsities is not None:
+        if search:
             self.search = self.empty(self.count, _SEARCH, dtype=torch.int64)
         with torch.cuda.device_of(self.tables):
             for i in range(self.count):
-                self._prepare(i, ranks[i], columns, sparsities is not None)
+                self._prepare(i, ranks[i], columns, search)
 
     def _prepare(self, i: int, rank: Rank, columns: int, search: bool) -> None:
         """Fill in tables, numbers and the start of the search of one matrix."""

@@ -82,12 +82,12 @@ def tiles_for(device: torch.device, kind: str) -> Tiling:
     """
     if _tried:
         return _tried[-1]
-    return _chosen(tiling_key(device, kind)) if device.type == "cuda" else Tiling()
+    return _chosen(device, kind) if device.type == "cuda" else Tiling()
 
 
 @cache
-def _chosen(key: str) -> Tiling:
-    chosen = _written_down().get(key, {})
+def _chosen(device: torch.device, kind: str) -> Tiling:
+    chosen = _written_down().get(tiling_key(device, kind), {})
     try:
         found = {name: Tile(**chosen[name]) for name in CHOICES}
     except (KeyError, TypeError):
